@@ -1,0 +1,41 @@
+"""LedgerStream: financial event streams with exactly-once processing.
+
+The public names are resolved when first used (PEP 562), so that a broker and the command line start
+without numba and pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Event": "ledgerstream.events",
+    "Text": "ledgerstream.events",
+    "Timestamp": "ledgerstream.events",
+    "Keyed": "ledgerstream.stream.processor",
+    "Processor": "ledgerstream.stream.processor",
+    "Rows": "ledgerstream.stream.tables",
+    "Sliding": "ledgerstream.stream.processor",
+    "State": "ledgerstream.stream.processor",
+    "Table": "ledgerstream.stream.tables",
+    "Topic": "ledgerstream.stream.processor",
+    "kernel": "ledgerstream.stream.kernels",
+    "Broker": "ledgerstream.broker.embedded",
+    "Client": "ledgerstream.client",
+    "local": "ledgerstream.local",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ledgerstream' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

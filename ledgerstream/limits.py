@@ -1,0 +1,104 @@
+"""Every limit, timeout and size of LedgerStream, named once.
+
+A setting that users may change is a field of `broker.settings.Settings` or an argument, and takes its
+default from here; everything else is changed here. Units stand last in each name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """One frozen set of limits; relations between them are asserted when it is made."""
+
+    # wire
+    frame_bytes_max: int = 100 * MIB  # Kafka's socket.request.max.bytes
+    batch_bytes_max: int = 1 * MIB + 12  # Kafka's message.max.bytes, with the log overhead
+    batch_inflated_bytes_max: int = 256 * MIB  # a compressed batch may grow to this and no further
+    array_entries_max: int = 1_000_000  # entries of any one array in a request
+
+    # broker
+    connections_max: int = 10_000
+    connection_bytes_max: int = (
+        128 * MIB
+    )  # requests read and not yet answered, and replies not yet sent
+    requests_bytes_max: int = 512 * MIB  # the same over all connections
+    connection_requests_max: int = 64  # requests of one connection under way
+    connection_idle_ms: int = 600_000  # Kafka's connections.max.idle.ms
+    frame_started_ms_max: int = 60_000  # a frame once begun must be whole within this
+    fetch_bytes_max: int = 55 * MIB  # Kafka's fetch.max.bytes on the broker
+    fetch_wait_ms_max: int = 60_000
+    fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
+    shutdown_ms_max: int = 30_000
+
+    # log
+    segment_bytes: int = 1 * GIB
+    segment_ms: int = 7 * 24 * 3_600_000
+    index_interval_bytes: int = 4 * KIB
+    round_bytes_max: int = 64 * MIB  # what one write round takes at the most
+    round_direct_files_max: int = (
+        8  # up to so many dirty files each is synced; beyond, the journal is
+    )
+    journal_bytes: int = 64 * MIB  # each of the two journal files
+    tail_cache_bytes: int = (
+        64 * MIB
+    )  # newest batches kept in memory for readers at the end, all partitions
+    producer_batches_kept: int = 5  # KIP-98: what a producer may have in flight
+    producer_id_expiry_ms: int = 86_400_000
+    producer_id_expiry_check_ms: int = 600_000
+    producer_id_block: int = 1_000
+    open_files_max: int = 4_000
+    storage_retry_ms: int = 5_000  # a partition stopped by a full disk is tried again after this
+    checkpoint_ms: int = 5_000
+
+    # client
+    request_ms_max: int = 30_000
+    connect_ms_max: int = 10_000
+    delivery_ms_max: int = 120_000  # Kafka's delivery.timeout.ms
+    retry_first_ms: int = 20
+    retry_ms_max: int = 1_000
+    metadata_age_ms_max: int = 300_000
+    producer_batch_bytes: int = 1 * MIB
+    producer_inflight_max: int = 5
+    producer_buffer_bytes: int = 64 * MIB
+    linger_ms: int = 5
+    reader_partition_bytes: int = 4 * MIB
+    reader_fetch_bytes: int = 32 * MIB
+    reader_wait_ms: int = 500
+
+    # stream
+    step_rows_max: int = 100_000
+    step_bytes_max: int = 32 * MIB
+    step_ms_max: int = 2_000
+    replay_ms_target: int = (
+        2_000  # a snapshot is due when replaying since the last would take longer
+    )
+    snapshot_share_max: float = 0.1  # of the time, all snapshots together
+    snapshot_page_rows: int = 4_096
+    snapshot_txn_pages: int = 64
+    audit_rows_kept: int = 1_000  # newest ls_steps rows kept a partition; older ones are merged
+    postgres_connect_ms_max: int = 30_000
+    postgres_retry_first_ms: int = 50
+    postgres_retry_ms_max: int = 5_000
+    dead_letter_bytes_max: int = 1 * MIB  # of a payload kept in ls_dead_letters
+
+    def __post_init__(self) -> None:
+        assert self.batch_bytes_max < self.frame_bytes_max <= self.connection_bytes_max
+        assert self.connection_bytes_max <= self.requests_bytes_max
+        assert self.producer_inflight_max <= self.producer_batches_kept
+        assert self.producer_batch_bytes <= self.batch_bytes_max
+        assert self.request_ms_max <= self.delivery_ms_max
+        assert self.retry_first_ms <= self.retry_ms_max < self.delivery_ms_max
+        assert self.round_bytes_max <= self.journal_bytes
+        assert self.index_interval_bytes < self.segment_bytes < 2**31
+        assert self.reader_partition_bytes >= self.batch_bytes_max
+        assert 0 < self.snapshot_share_max < 1
+
+
+LIMITS = Limits()
