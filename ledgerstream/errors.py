@@ -1,10 +1,12 @@
 """What can go wrong, in four kinds.
 
-A *refusal* (fenced producer, unknown topic) is a value in a reply, never an exception inside a core.
-A peer that broke the protocol is `ProtocolError`; its connection is closed. A disk that lies is
-`CorruptError`; its partition stops. If *we* are wrong it is an `assert`, and the process dies and replays.
+A *refusal* (fenced producer, unknown topic) is a value in a reply, never an exception inside a
+core. A peer that broke the protocol is `ProtocolError`; its connection is closed. A disk that lies
+is `CorruptError`; its partition stops. If *we* are wrong it is an `assert`, and the process dies
+and replays.
 
-Everything a user may see derives from `LedgerStreamError`: one sentence on what happened, one on what to do.
+Everything a user may see derives from `LedgerStreamError`: one sentence on what happened, one on
+what to do.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class CorruptError(LedgerStreamError):
 
 
 class StorageError(LedgerStreamError):
-    """The disk refused (full, no permission, failed sync); the partition stops, the others go on."""
+    """The disk refused (full, no permission, failed sync); that partition stops."""
 
 
 class DirectoryInUse(LedgerStreamError):
@@ -49,11 +51,11 @@ class ConfigError(LedgerStreamError):
 
 
 class EventTypeError(ConfigError):
-    """An event type cannot be mapped to columns, or changed in a way that old records do not allow."""
+    """An event type has no columns, or changed in a way that old records do not allow."""
 
 
 class DecodeError(LedgerStreamError):
-    """A record is not an event of the expected type. In a stream it is data for the dead-letter table."""
+    """A record is not an event of the expected type; in a stream, a dead letter."""
 
 
 class KafkaError(LedgerStreamError):
@@ -72,14 +74,14 @@ class KafkaError(LedgerStreamError):
 
 
 class DeliveryTimeout(LedgerStreamError):
-    """A request or record was not acknowledged within its time limit; it may or may not have happened."""
+    """Not acknowledged within its time limit: it may or may not have happened."""
 
 
 class StoppedPartition(LedgerStreamError):
-    """A processor's partition stopped: it never guesses. The sentence says why, the remedy what to type."""
+    """A processor's partition stopped rather than guess; the remedy says what to type."""
 
     exit_code = 4
 
 
 class Overtaken(LedgerStreamError):
-    """Another worker has claimed the partitions; this one has rolled back and dropped their state."""
+    """Another worker has claimed the partitions; this one rolled back and forgot them."""

@@ -1,7 +1,7 @@
 """Every limit, timeout and size of LedgerStream, named once.
 
-A setting that users may change is a field of `broker.settings.Settings` or an argument, and takes its
-default from here; everything else is changed here. Units stand last in each name.
+A setting that users may change is a field of `broker.settings.Settings` or an argument, and takes
+its default from here; everything else is changed here. Units stand last in each name.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 Layout of a batch, big-endian (61 bytes of header, then the records, compressed or not):
 
-    base_offset i64 · length i32 (of what follows it) · leader_epoch i32 · magic i8 (2) · crc u32 (of all
-    after it) · attributes i16 · last_offset_delta i32 · base_timestamp i64 · max_timestamp i64 ·
-    producer_id i64 · producer_epoch i16 · base_sequence i32 · count i32
+    base_offset i64 · length i32 (of what follows it) · leader_epoch i32 · magic i8 (2) ·
+    crc u32 (of all after it) · attributes i16 · last_offset_delta i32 · base_timestamp i64 ·
+    max_timestamp i64 · producer_id i64 · producer_epoch i16 · base_sequence i32 · count i32
 
-base_offset and leader_epoch lie outside the CRC, so the log may set them in a batch that it stores as it came.
+base_offset and leader_epoch lie outside the CRC, so the log may set them in a batch that it stores
+as it came.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Header(NamedTuple):
     producer_id: int
     producer_epoch: int
     base_sequence: int
-    count: int
+    record_count: int
 
     @property
     def size(self) -> int:
@@ -103,7 +104,7 @@ def crc_matches(data: Buffer, at: int, header: Header) -> bool:
 
 
 def headers(data: Buffer) -> Iterator[tuple[int, Header]]:
-    """(position, header) of each whole batch; a torn one at the end is left out, as Fetch sends it."""
+    """(position, header) of each whole batch; a torn one at the end is left out."""
     at, end = 0, len(data)
     while end - at >= HEADER_BYTES:
         header = parse_header(data, at)
@@ -145,7 +146,7 @@ def compress(codec: int, data: bytes) -> bytes:
 
 
 def decompress(codec: int, data: Buffer, bytes_max: int = LIMITS.batch_inflated_bytes_max) -> bytes:
-    """The records of a batch, inflated. Raises DecodeError if it is not that codec's or grows too large."""
+    """A batch's records, inflated. DecodeError if not that codec's, or too large."""
     out: bytes
     try:
         match codec:
@@ -255,7 +256,7 @@ def records(batch: Buffer, at: int = 0) -> Iterator[Record]:
     body = decompress(header.codec, memoryview(batch)[at + HEADER_BYTES : at + header.size])
     place = 0
     append_time = header.attributes & LOG_APPEND_TIME
-    for _ in range(header.count):
+    for _ in range(header.record_count):
         size, place = read_varint(body, place)
         end = place + size
         if size < 0 or end > len(body):
