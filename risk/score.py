@@ -1,0 +1,56 @@
+"""A score card: each reason adds points, in log-odds, to those of a payment without any.
+
+The score is the probability of fraud that the points stand for. The points are a logistic
+regression (ridge penalty 1, intercept free) of the label on the reasons' bits, over the payments of
+2018-07-25 to 07-31 in the handbook's data. This prints them again:
+
+    python -m processors.refit payments.csv.gz
+
+`BURST` weighs next to nothing, and stays for the reader of an alert: nobody in that data steals in
+bursts. In the handbook's test week the card reaches AUC 0.880 and average precision 0.624, where a
+logistic regression on the fifteen features themselves reaches 0.871 and 0.606.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from risk.features import Floats, Ints
+from risk.rules import Reason
+
+BASE_POINTS = -5.977
+POINTS: Mapping[Reason, float] = MappingProxyType(
+    {
+        Reason.LARGE_AMOUNT: 7.379,
+        Reason.FAR_ABOVE_USUAL: 7.041,
+        Reason.SPENDING_MORE: 3.736,
+        Reason.BURST: -0.109,
+        Reason.LARGE_AT_NIGHT: 1.797,
+        Reason.TERMINAL_BAD_DAY: 1.576,
+        Reason.TERMINAL_BAD_WEEK: 3.453,
+        Reason.TERMINAL_BAD_MONTH: 2.142,
+    }
+)
+
+ALERT_SCORE = (
+    0.3  # April to August 2018: 73 % of the alerts are fraud, 69 % of the fraud is alerted
+)
+
+
+def _probability(reason: Reason) -> float:
+    points = BASE_POINTS + sum(POINTS[bit] for bit in reason)
+    return round(1 / (1 + math.exp(-points)), 4)
+
+
+# There are few enough combinations to know them all; four digits are the same on every machine.
+SCORES: Floats = np.array([_probability(Reason(bits)) for bits in range(1 << len(Reason))])
+SCORES.flags.writeable = False
+
+
+def score(reasons: Ints) -> Floats:
+    """The probability of fraud, four decimals, of shape (n,)."""
+    return SCORES[reasons]
