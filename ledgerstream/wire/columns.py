@@ -341,7 +341,7 @@ def _content(body: np.ndarray, span: np.ndarray) -> tuple[bytes | None, bytes | 
 
 
 @_njit
-def _varint(body: np.ndarray, at: int) -> tuple[int, int]:
+def _varint(body: np.ndarray, at: int) -> Any:
     """(zigzag value, next position); the position is -1 where the number runs past its end."""
     raw = np.uint64(0)
     shift = np.uint64(0)
@@ -488,9 +488,9 @@ def _hash_keys(
                     have = body[at + b] if b < size else 0
                     same = same and flat[i, column_at + b] == have
         elif form == 3:
-            value = np.int64(0)
+            value: Any = np.int64(0)
             for b in range(width - 1, -1, -1):
-                byte = np.int64(flat[i, column_at + b])
+                byte: Any = np.int64(flat[i, column_at + b])
                 if b == width - 1 and byte >= 128:
                     byte -= 256
                 value = value * 256 + byte

@@ -56,7 +56,8 @@ class JsonRows:
         """(rows of the good values in order, one reason or None for each value)."""
         reasons: list[str | None] = [None] * len(values)
         try:
-            return self._rows(list(map(self._decoder.decode, values))), reasons
+            decode: Any = self._decoder.decode
+            return self._rows(list(map(decode, values))), reasons
         except (msgspec.MsgspecError, DecodeError, TypeError, ValueError, OverflowError):
             return self._decode_singly(values, reasons)
 
@@ -115,7 +116,7 @@ def _times(values: list[Any]) -> np.ndarray:
         text = np.array(values, "S20").view(np.uint8).reshape(-1, 20)
         if (text[:, _SHAPE_AT] == _SHAPE).all() and (text[:, _DIGITS_AT] - 48 < 10).all():
             seconds = text[:, :19].copy().view("S19").ravel().astype("datetime64[s]")
-            if 1678 <= int(str(seconds.min())[:4]) and int(str(seconds.max())[:4]) <= 2261:
+            if int(str(seconds.min())[:4]) >= 1678 and int(str(seconds.max())[:4]) <= 2261:
                 return np.asarray(seconds.astype(np.int64) * 1_000_000_000)
     return np.array([parse_timestamp(value) for value in values], np.int64)
 
@@ -140,4 +141,4 @@ def _plain(column: Column, stored: np.ndarray) -> list[Any]:
             return [column.load(value).value for value in stored]
         case "text":
             return [value.decode() for value in stored.tolist()]
-    return stored.tolist()
+    return list(stored.tolist())

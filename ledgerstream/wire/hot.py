@@ -1,0 +1,195 @@
+"""The replies of Produce and Fetch, encoded by hand: kio's writer is too slow for these two.
+
+`tests/wire/test_hot.py` holds them equal to kio's writer, version by version.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from ledgerstream.wire.batches import Buffer
+
+FETCH_FLEXIBLE = 12
+FETCH_TOPIC_IDS = 13
+PRODUCE_FLEXIBLE = 9
+PRODUCE_TOPIC_IDS = 13
+
+_I32 = struct.Struct(">i")
+_FRAME = struct.Struct(">ii")  # length, correlation id
+
+
+class Produced(NamedTuple):
+    """What came of one partition of a Produce request. `append_time` in ms, -1 for CreateTime."""
+
+    partition: int
+    error: int
+    base_offset: int
+    append_time: int
+    log_start: int
+    message: str | None = None
+
+
+class ProducedTopic(NamedTuple):
+    name: str
+    topic_id: UUID | None
+    partitions: Sequence[Produced]
+
+
+class Fetched(NamedTuple):
+    """What came of one partition of a Fetch request.
+
+    `aborted` pairs (producer id, first offset), None for read_uncommitted; `diverging` (epoch, end
+    offset) where the reader's log is not ours.
+    """
+
+    partition: int
+    error: int
+    high_watermark: int
+    last_stable: int
+    log_start: int
+    aborted: Sequence[tuple[int, int]] | None
+    records: Sequence[Buffer]
+    diverging: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.records))
+
+
+class FetchedTopic(NamedTuple):
+    name: str
+    topic_id: UUID | None
+    partitions: Sequence[Fetched]
+
+
+def varint(value: int) -> bytes:
+    """An unsigned varint."""
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append((value & 0x7F) | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _string(value: str | None, flexible: bool) -> bytes:
+    if value is None:
+        return b"\x00" if flexible else b"\xff\xff"
+    raw = value.encode()
+    return (varint(len(raw) + 1) if flexible else struct.pack(">h", len(raw))) + raw
+
+
+def _count(value: int, flexible: bool) -> bytes:
+    return varint(value + 1) if flexible else _I32.pack(value)
+
+
+def _topic(name: str, topic_id: UUID | None, by_id: bool, flexible: bool) -> bytes:
+    if by_id:
+        return topic_id.bytes if topic_id else bytes(16)
+    return _string(name, flexible)
+
+
+_PRODUCED = struct.Struct(">ihq")
+
+
+def produce_reply(
+    version: int, correlation_id: int, topics: Sequence[ProducedTopic], throttle_ms: int = 0
+) -> bytes:
+    """A whole Produce reply, versions 3 to 13."""
+    flexible, by_id = version >= PRODUCE_FLEXIBLE, version >= PRODUCE_TOPIC_IDS
+    out = [b"\x00" if flexible else b"", _count(len(topics), flexible)]
+    for topic in topics:
+        out += (
+            _topic(topic.name, topic.topic_id, by_id, flexible),
+            _count(len(topic.partitions), flexible),
+        )
+        for part in topic.partitions:
+            out.append(_PRODUCED.pack(part.partition, part.error, part.base_offset))
+            out.append(struct.pack(">q", part.append_time))
+            if version >= 5:
+                out.append(struct.pack(">q", part.log_start))
+            if version >= 8:
+                out += (_count(0, flexible), _string(part.message, flexible))
+            if flexible:
+                out.append(b"\x00")
+        if flexible:
+            out.append(b"\x00")
+    out.append(_I32.pack(throttle_ms))
+    if flexible:
+        out.append(b"\x00")
+    body = b"".join(out)
+    return _FRAME.pack(len(body) + 4, correlation_id) + body
+
+
+_FETCHED = struct.Struct(">ihqq")
+
+
+def fetch_reply(
+    version: int,
+    correlation_id: int,
+    topics: Sequence[FetchedTopic],
+    *,
+    error: int = 0,
+    session_id: int = 0,
+    throttle_ms: int = 0,
+) -> list[Buffer]:
+    """A whole Fetch reply, versions 4 to 18, as buffers to be written in order."""
+    flexible, by_id = version >= FETCH_FLEXIBLE, version >= FETCH_TOPIC_IDS
+    pieces: list[Buffer] = []
+    head = bytearray(_FRAME.size)
+    if flexible:
+        head += b"\x00"
+    head += _I32.pack(throttle_ms)
+    if version >= 7:
+        head += struct.pack(">hi", error, session_id)
+    head += _count(len(topics), flexible)
+    size = 0
+    for topic in topics:
+        head += _topic(topic.name, topic.topic_id, by_id, flexible)
+        head += _count(len(topic.partitions), flexible)
+        for part in topic.partitions:
+            head += _FETCHED.pack(part.partition, part.error, part.high_watermark, part.last_stable)
+            if version >= 5:
+                head += struct.pack(">q", part.log_start)
+            head += _aborted(part.aborted, flexible)
+            if version >= 11:
+                head += b"\xff\xff\xff\xff"  # preferred_read_replica: none
+            head += _count(part.size, flexible)
+            if part.records:
+                size += len(head) + part.size
+                pieces.append(bytes(head))
+                pieces += part.records
+                head = bytearray()
+            if flexible:
+                head += _diverging(part.diverging)
+        if flexible:
+            head += b"\x00"
+    if flexible:
+        head += b"\x00"
+    size += len(head)
+    pieces.append(bytes(head))
+    first = bytearray(pieces[0])
+    _FRAME.pack_into(first, 0, size - 4, correlation_id)
+    pieces[0] = bytes(first)
+    return pieces
+
+
+def _aborted(aborted: Sequence[tuple[int, int]] | None, flexible: bool) -> bytes:
+    if aborted is None:
+        return b"\x00" if flexible else b"\xff\xff\xff\xff"
+    tag = b"\x00" if flexible else b""
+    return _count(len(aborted), flexible) + b"".join(
+        struct.pack(">qq", producer_id, first) + tag for producer_id, first in aborted
+    )
+
+
+def _diverging(diverging: tuple[int, int] | None) -> bytes:
+    """The tagged fields of a partition: diverging_epoch is tag 0."""
+    if diverging is None:
+        return b"\x00"
+    return b"\x01\x00\x0d" + struct.pack(">iq", *diverging) + b"\x00"

@@ -1,0 +1,48 @@
+"""Which APIs and versions are spoken here: what is advertised is implemented.
+
+Produce 0 to 2 are advertised and refused, as Apache Kafka does since 4.0: some clients decide by
+the lowest version what they may do.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Api(IntEnum):
+    """The API keys of the protocol that are spoken here."""
+
+    PRODUCE = 0
+    FETCH = 1
+    LIST_OFFSETS = 2
+    METADATA = 3
+    API_VERSIONS = 18
+    CREATE_TOPICS = 19
+    DELETE_TOPICS = 20
+    INIT_PRODUCER_ID = 22
+    OFFSET_FOR_LEADER_EPOCH = 23
+    DESCRIBE_CONFIGS = 32
+    DESCRIBE_LOG_DIRS = 35
+    CREATE_PARTITIONS = 37
+    INCREMENTAL_ALTER_CONFIGS = 44
+    DESCRIBE_CLUSTER = 60
+
+
+# as Apache Kafka 4.3 has them, where the work is the same
+BROKER_VERSIONS: dict[Api, tuple[int, int]] = {
+    Api.PRODUCE: (0, 13),
+    Api.FETCH: (4, 18),
+    Api.LIST_OFFSETS: (1, 11),
+    Api.METADATA: (0, 13),
+    Api.API_VERSIONS: (0, 4),
+    Api.CREATE_TOPICS: (2, 7),
+    Api.DELETE_TOPICS: (1, 6),
+    Api.INIT_PRODUCER_ID: (0, 5),
+    Api.OFFSET_FOR_LEADER_EPOCH: (2, 4),
+    Api.DESCRIBE_CONFIGS: (1, 4),
+    Api.DESCRIBE_LOG_DIRS: (1, 5),
+    Api.CREATE_PARTITIONS: (0, 3),
+    Api.INCREMENTAL_ALTER_CONFIGS: (0, 1),
+    Api.DESCRIBE_CLUSTER: (0, 2),
+}
+PRODUCE_VERSION_MIN = 3  # the first with record batches v2
