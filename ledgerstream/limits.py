@@ -34,6 +34,7 @@ class Limits:
     frame_started_ms_max: int = 60_000  # a frame once begun must be whole within this
     fetch_bytes_max: int = 55 * MIB  # Kafka's fetch.max.bytes on the broker
     fetch_wait_ms_max: int = 60_000
+    topic_partitions_max: int = 10_000
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
     shutdown_ms_max: int = 30_000
 
@@ -41,6 +42,7 @@ class Limits:
     segment_bytes: int = 1 * GIB
     segment_ms: int = 7 * 24 * 3_600_000
     index_interval_bytes: int = 4 * KIB
+    segment_index_bytes: int = 10 * MIB  # Kafka's segment.index.bytes
     round_bytes_max: int = 64 * MIB  # what one write round takes at the most
     round_direct_files_max: int = (
         8  # up to so many dirty files each is synced; beyond, the journal is
@@ -56,6 +58,9 @@ class Limits:
     open_files_max: int = 4_000
     storage_retry_ms: int = 5_000  # a partition stopped by a full disk is tried again after this
     checkpoint_ms: int = 5_000
+    checkpoint_bytes: int = (
+        8 * MIB
+    )  # of a partition, between checkpoints: what a crash makes us scan
 
     # client
     request_ms_max: int = 30_000
@@ -76,6 +81,7 @@ class Limits:
     step_rows_max: int = 100_000
     step_bytes_max: int = 32 * MIB
     step_ms_max: int = 2_000
+    state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
     replay_ms_target: int = (
         2_000  # a snapshot is due when replaying since the last would take longer
     )
