@@ -1,0 +1,253 @@
+"""What a user writes: a source topic, state declared as columns, and `process`.
+
+    class LargeSpenders(Processor):
+        source = Topic("payments", Payment, key="customer")
+        spent = Sliding(by="customer", over="24h", sum="amount")
+
+        def process(self, payments, state):
+            spent = state.spent.add(payments)
+            return Alert.rows(payments, where=spent > eur("10000.00"), spent=spent)
+
+A declaration is checked when the class is made: a column that the event does not have, a window
+without length or a type without a column is a ConfigError, before anything runs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ledgerstream.errors import ConfigError, EventTypeError
+from ledgerstream.events import Column, Event
+from ledgerstream.stream.batch import RESERVED, Batch
+from ledgerstream.stream.durations import duration_ns
+from ledgerstream.stream.state import ArenaSpec, KeyedSpec, State
+from ledgerstream.stream.tables import Rows, Table
+
+__all__ = ["Keyed", "Processor", "Sliding", "State", "Topic"]
+
+Duration = str | dt.timedelta
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A source topic: its event type, the column that is its key, and its form on the wire.
+
+    `time`: the event-time column; without it, the event's only Timestamp.
+    """
+
+    name: str
+    event: type[Event]
+    key: str
+    encoding: Literal["fixed", "json"] = "fixed"
+    time: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.event, type) and issubclass(self.event, Event)):
+            raise ConfigError(f"Topic({self.name!r}): {self.event!r} is not an event type.")
+        columns = self.event.columns()
+        self.column(self.key, "key")
+        if self.encoding not in ("fixed", "json"):
+            raise ConfigError(f"Topic({self.name!r}): encoding is 'fixed' or 'json'.")
+        taken = sorted(RESERVED & columns.keys())
+        if taken:
+            raise ConfigError(
+                f"{self.event.__name__}.{taken[0]}: a batch uses that name itself.",
+                f"Rename the field; batches use {', '.join(sorted(RESERVED))}.",
+            )
+        if self.time is not None and self.column(self.time, "time").kind != "timestamp":
+            raise ConfigError(f"Topic({self.name!r}): {self.time!r} is not a Timestamp.")
+
+    @property
+    def time_column(self) -> str | None:
+        """The event-time column, or None where the event has no one Timestamp."""
+        return self.time or self.event.time_column()
+
+    def column(self, name: str, role: str) -> Column:
+        """The event's column of that name; ConfigError names what there is instead."""
+        columns = self.event.columns()
+        if name not in columns:
+            raise ConfigError(
+                f"Topic({self.name!r}): {role}={name!r} is not a column of {self.event.__name__}.",
+                f"It has {', '.join(columns)}.",
+            )
+        return columns[name]
+
+
+class Keyed:
+    """A table of state with one row a key: `Keyed(by="account", balance=EUR, n=int)`.
+
+    Columns are declared as an event's are, and start as zero (empty text). In `process`,
+    `state.<name>.at(keys)` finds or adds the rows.
+    """
+
+    def __init__(self, *, by: str, **columns: Any) -> None:
+        self.by = by
+        self.columns = columns
+
+    def resolve(self, where: str, source: Topic) -> KeyedSpec:
+        """The checked declaration as the runtime wants it."""
+        _check_key(where, source, self.by)
+        if not self.columns:
+            raise ConfigError(f"{where}: Keyed without a column keeps nothing.")
+        for name in self.columns:
+            if name in ("row", "key") or name.startswith("_"):
+                raise ConfigError(f"{where}: a state column cannot be named {name!r}.")
+        body = {"__annotations__": dict(self.columns), "__module__": __name__}
+        try:
+            event: type[Event] = type("Columns", (Event,), body)
+        except EventTypeError as error:
+            sentence = str(error.args[0]).replace("Columns.", f"{where}: ")
+            raise ConfigError(sentence, error.remedy) from error
+        dtypes = tuple((c.name, c.dtype) for c in event.columns().values())
+        return KeyedSpec(self.by, dtypes)
+
+
+class Sliding:
+    """Exact sliding windows by key, over the events themselves.
+
+    Event n sees the events m ≤ n of its key (by offset) whose time is in (tₙ − over, tₙ], or with
+    a delay d in (tₙ − d − over, tₙ − d].
+
+    by:     the key column.
+    over:   one length, or several.
+    sum:    the column to add up: integers, money or booleans, exactly, in int64.
+    count:  count the events too (the default where there is nothing to sum).
+    delay:  leave out the newest `delay` of time.
+    late:   how far behind its key's newest event an event may be and still be answered exactly.
+            One that is later still counts for those after it, and its own answer covers what is
+            kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        by: str,
+        over: Duration | Sequence[Duration],
+        sum: str | None = None,
+        count: bool | None = None,
+        delay: Duration | None = None,
+        late: Duration = "1h",
+    ) -> None:
+        self.by = by
+        self.over = (over,) if isinstance(over, (str, dt.timedelta)) else tuple(over)
+        self.sum = sum
+        self.count = sum is None if count is None else count
+        self.delay = delay
+        self.late = late
+        self.single = isinstance(over, (str, dt.timedelta))
+
+    def resolve(self, where: str, source: Topic) -> ArenaSpec:
+        """The checked declaration as the runtime wants it."""
+        _check_key(where, source, self.by)
+        if source.time_column is None:
+            raise ConfigError(
+                f"{where}: windows need an event time, and {source.event.__name__} has "
+                "no Timestamp, or more than one.",
+                "Declare one, or name it with Topic(…, time=…).",
+            )
+        if not self.over:
+            raise ConfigError(f"{where}: give at least one window, as in over='24h'.")
+        windows = tuple(duration_ns(each) for each in self.over)
+        if min(windows) == 0:
+            raise ConfigError(f"{where}: a window of no length sees nothing.")
+        if self.sum is None and not self.count:
+            raise ConfigError(f"{where}: neither a sum nor a count is asked for.")
+        if self.sum is not None:
+            column = source.column(self.sum, "sum")
+            if column.kind not in ("int", "money", "bool"):
+                raise ConfigError(
+                    f"{where}: sum={self.sum!r} is {column.kind}; sums are exact, so they are "
+                    "over integers, money or booleans.",
+                    "Declare the field as money, or as an integer of its smallest unit.",
+                )
+        return ArenaSpec(
+            by=self.by,
+            time=source.time_column,
+            value=self.sum,
+            windows_ns=windows,
+            delay_ns=duration_ns(self.delay) if self.delay is not None else 0,
+            late_ns=duration_ns(self.late),
+            sums=self.sum is not None,
+            counts=self.count,
+            single=self.single,
+        )
+
+
+class Processor:
+    """Base of processors. Subclasses set `source`, declare state, and define `process`.
+
+    name:     what its progress, results and snapshots are stored under (the class's name).
+    version:  of its rules, recorded with every step.
+    results:  the result tables, so that they exist before the first row (optional: a table is
+              created when it is first met).
+
+    One instance serves all partitions of a worker; what depends on events belongs in `state`.
+    `process` must be a function of state and events in offset order: no clock, no chance.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    source: ClassVar[Topic]
+    results: ClassVar[Sequence[type[Table]]] = ()
+
+    states: ClassVar[Mapping[str, KeyedSpec | ArenaSpec]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+        if not hasattr(cls, "source"):  # a base of one's own
+            return
+        if not isinstance(cls.source, Topic):
+            raise ConfigError(f"{cls.__name__}.source must be a Topic.")
+        if cls.process is Processor.process:
+            raise ConfigError(
+                f"{cls.__name__} has a source but no process(self, batch, state).",
+            )
+        declared = {
+            name: value
+            for base in reversed(cls.__mro__)
+            for name, value in vars(base).items()
+            if isinstance(value, (Keyed, Sliding))
+        }
+        cls.states = {
+            name: value.resolve(f"{cls.__name__}.{name}", cls.source)
+            for name, value in declared.items()
+        }
+
+    def process(self, batch: Batch, state: State, /) -> Rows | list[Rows] | None:
+        """Results of a batch: events of one partition in offset order."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_partitions(cls, partitions: int) -> None:
+        """Refuse state that more than one partition would split. Raises ConfigError."""
+        if partitions == 1:
+            return
+        for name, spec in cls.states.items():
+            if spec.by != cls.source.key:
+                raise ConfigError(
+                    f"{cls.__name__}.{name} is kept by {spec.by!r}, but topic "
+                    f"{cls.source.name!r} has {partitions} partitions and is keyed by "
+                    f"{cls.source.key!r}: one {spec.by} would be split over partitions.",
+                    f"Use a topic with one partition, or one keyed by {spec.by!r}.",
+                )
+
+
+def _check_key(where: str, source: Topic, by: str) -> None:
+    columns = source.event.columns()
+    if by not in columns:
+        raise ConfigError(
+            f"{where}: by={by!r} is not a column of {source.event.__name__}.",
+            f"It has {', '.join(columns)}.",
+        )
+    if not np.issubdtype(columns[by].dtype, np.integer):
+        raise ConfigError(
+            f"{where}: by={by!r} is {columns[by].kind}; state is kept by integer columns.",
+            "Give the event an integer for it, such as an IntEnum or a number of your own.",
+        )
