@@ -1,0 +1,46 @@
+"""What a partition is called, and the topic settings that its log obeys."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ledgerstream.limits import LIMITS
+
+
+class PartitionKey(NamedTuple):
+    """A partition of one incarnation of a topic."""
+
+    topic: str
+    topic_id: uuid.UUID
+    index: int
+
+    @property
+    def directory(self) -> str:
+        return f"{self.topic}-{self.index}"
+
+    def __str__(self) -> str:
+        return self.directory
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Kafka's topic settings by their own names, dots as underscores."""
+
+    segment_bytes: int = LIMITS.segment_bytes
+    segment_ms: int = LIMITS.segment_ms
+    index_interval_bytes: int = LIMITS.index_interval_bytes
+    segment_index_bytes: int = LIMITS.segment_index_bytes
+    max_message_bytes: int = LIMITS.batch_bytes_max
+    message_timestamp_type: Literal["CreateTime", "LogAppendTime"] = "CreateTime"
+    message_timestamp_before_max_ms: int = 2**63 - 1
+    message_timestamp_after_max_ms: int = 3_600_000  # Kafka 4's default
+    retention_ms: int = 7 * 24 * 3_600_000
+    retention_bytes: int = -1
+    cleanup_policy: str = "delete"
+    compression_type: str = "producer"  # batches are stored as they came, whatever this says
+
+    @property
+    def log_append_time(self) -> bool:
+        return self.message_timestamp_type == "LogAppendTime"

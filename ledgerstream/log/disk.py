@@ -1,0 +1,201 @@
+"""The operating system's side of the log: the only file of this room that opens files.
+
+A test passes a `Disk` of its own to make any call fail on purpose. Descriptors are kept in an LRU;
+a `File` closes when the last reference to it goes, so a reader that is at work while its file is
+evicted, renamed or removed reads on undisturbed, and no lock is needed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ledgerstream.errors import DirectoryInUse
+from ledgerstream.limits import LIMITS
+from ledgerstream.wire.batches import Buffer
+
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
+LOCK_NAME = ".lock"  # Kafka's name for it
+
+
+class NotCached(Exception):
+    """The bytes are not in the page cache, or the file is not open: ask again from a thread."""
+
+
+class File:
+    """An open descriptor."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class Handle:
+    """A file's name, and its descriptor while it has one."""
+
+    __slots__ = ("file", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file: File | None = None
+
+
+class Disk:
+    """Reads, writes and syncs; raises OSError as the system gives it."""
+
+    def __init__(self, open_files_max: int = LIMITS.open_files_max) -> None:
+        self._open_files_max = open_files_max
+        self._open: OrderedDict[Handle, File] = OrderedDict()
+
+    # descriptors
+
+    def open(self, handle: Handle) -> File:
+        """The handle's file, opened (and created) if it is not; the least recently used may go."""
+        file = handle.file
+        if file is None:
+            file = File(self.open_fd(handle.path, os.O_RDWR | os.O_CREAT))
+            self._open[handle] = handle.file = file
+            while len(self._open) > self._open_files_max:
+                self._open.popitem(last=False)[0].file = None
+        else:
+            self._touch(handle, file)
+        return file
+
+    def forget(self, handle: Handle) -> None:
+        handle.file = None
+        self._open.pop(handle, None)
+
+    def _touch(self, handle: Handle, file: File) -> None:
+        try:
+            self._open.move_to_end(handle)
+        except KeyError:  # evicted by another thread a moment ago: it is in use after all
+            self._open[handle] = handle.file = file
+
+    def open_fd(self, path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    # reads
+
+    def read_cached(self, handle: Handle, position: int, size: int) -> bytearray:
+        """Up to `size` bytes without waiting for the disk. NotCached if none can be had so."""
+        file = handle.file
+        if file is None:
+            raise NotCached
+        out = bytearray(size)
+        try:
+            got = os.preadv(file.fd, [out], position, os.RWF_NOWAIT)
+        except BlockingIOError:
+            raise NotCached from None
+        if got < size:
+            del out[got:]
+        return out
+
+    def read(self, handle: Handle, position: int, size: int) -> bytes:
+        """Up to `size` bytes, fewer only at the end of the file. Blocks: never on the loop."""
+        fd = self.open(handle).fd
+        out = os.pread(fd, size, position)
+        while 0 < len(out) < size and (more := os.pread(fd, size - len(out), position + len(out))):
+            out += more
+        return out
+
+    def size(self, path: str) -> int:
+        """Bytes of a file, 0 if there is none."""
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return 0
+
+    # writes
+
+    def write(self, file: File, buffers: Sequence[Buffer], position: int) -> None:
+        """All of `buffers` at `position`."""
+        for at in range(0, len(buffers), _IOV_MAX):
+            some = buffers[at : at + _IOV_MAX] if len(buffers) > _IOV_MAX else buffers
+            size = sum(map(len, some))
+            wrote = os.pwritev(file.fd, some, position)
+            if wrote < size:  # a signal, or a disk that is nearly full: the rest says which
+                rest = memoryview(b"".join(some))
+                while wrote < size:
+                    wrote += os.pwrite(file.fd, rest[wrote:], position + wrote)
+            position += size
+
+    def sync(self, file: File) -> None:
+        os.fdatasync(file.fd)
+
+    def truncate(self, handle: Handle, size: int) -> None:
+        os.ftruncate(self.open(handle).fd, size)
+
+    def preallocate(self, file: File, size: int) -> None:
+        os.posix_fallocate(file.fd, 0, size)
+
+    # names
+
+    def names(self, directory: str) -> list[str]:
+        return sorted(os.listdir(directory))
+
+    def make_directory(self, path: str) -> None:
+        os.makedirs(path, exist_ok=True)
+
+    def sync_directory(self, path: str) -> None:
+        fd = self.open_fd(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, old: str, new: str) -> None:
+        os.rename(old, new)
+
+    def remove(self, path: str) -> None:
+        """A file or a whole directory; it is fine if there is none."""
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+    # small files, whole
+
+    def read_file(self, path: str) -> bytes | None:
+        """None if there is no such file."""
+        try:
+            return Path(path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_file(self, path: str, content: Buffer, *, sync: bool) -> None:
+        """Replace the file as one act: a crash leaves the old content or the new."""
+        aside = path + ".new"
+        file = File(self.open_fd(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+        self.write(file, [content], 0)
+        if sync:
+            self.sync(file)
+        self.rename(aside, path)
+
+    # the lock
+
+    def lock(self, directory: Path) -> File:
+        """Hold the directory for as long as the File lives. DirectoryInUse names who has it."""
+        file = File(self.open_fd(str(directory / LOCK_NAME), os.O_RDWR | os.O_CREAT))
+        try:
+            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(file.fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise DirectoryInUse(
+                f"The data directory {directory} is in use by process {holder}.",
+                "Stop that process, or choose another directory.",
+            ) from None
+        os.ftruncate(file.fd, 0)
+        os.pwrite(file.fd, f"{os.getpid()}\n".encode(), 0)
+        return file
+
+
+def sizes(buffers: Iterable[Buffer]) -> int:
+    return sum(map(len, buffers))

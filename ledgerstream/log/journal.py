@@ -1,0 +1,186 @@
+"""The journal: one file that makes a round durable when many segments are dirty.
+
+Two preallocated files take turns. A round's batches are written to the current one as a frame and
+synced once; the segments have them in the page cache and are synced behind the round's back. When
+a file is full the other one takes over, once every segment that it covers has been synced. A file
+is recycled, never emptied: frames carry its generation, so what an older one left is told apart.
+
+A frame, padded to whole pages so that no synced page is ever written again:
+
+    tag 8s · crc u32 (of the rest of the head and the rows) · generation u64 · rows u32 · bytes u64
+    rows: topic id 16s · partition i32 · base_offset i64 · size i32 · the batch's own crc u32
+    the batches, in the order of the rows
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from ledgerstream.log.disk import Disk, File, Handle
+from ledgerstream.log.segment import Segment
+from ledgerstream.log.tail import Batch
+from ledgerstream.wire.batches import HEADER_BYTES, Buffer, crc_matches, parse_header
+
+SUFFIX = ".journal"
+NAMES = ("a" + SUFFIX, "b" + SUFFIX)
+TAG = b"lsround\x01"
+PAGE_BYTES = 4096
+IDENTITY_BYTES = 20
+_HEAD = struct.Struct(">8sI")
+_HEAD_REST = struct.Struct(">QIQ")
+_PLACE = struct.Struct(">qi")
+ROW_BYTES = IDENTITY_BYTES + _PLACE.size + 4
+FRAME_HEAD_BYTES = _HEAD.size + _HEAD_REST.size
+_PADDING = bytes(PAGE_BYTES)
+
+
+def frame_bytes(batches: int, size: int) -> int:
+    """What a frame of so many batches and bytes takes in the file."""
+    return _pages(FRAME_HEAD_BYTES + batches * ROW_BYTES + size)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class JournalFile:
+    """One of the two, or one that was set aside; `covers` are segments that nobody synced yet."""
+
+    path: str
+    generation: int
+    file: File
+    position: int = 0
+    covers: set[Segment] = field(default_factory=set)
+
+
+class Journal:
+    """Used by the disk thread alone."""
+
+    def __init__(self, disk: Disk, directory: Path, bytes_max: int, generation: int) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._bytes_max = bytes_max
+        self._generation = generation
+        self._turns = 0
+        self.current: JournalFile | None = None
+
+    def fits(self, size: int) -> bool:
+        """Whether a frame of this size has room in the current file."""
+        return self.current is not None and self.current.position + size <= self._bytes_max
+
+    def turn(self) -> JournalFile | None:
+        """Go on with the other file, which must be free; the one that was full until now."""
+        full = self.current
+        path = str(self._directory / NAMES[self._turns % 2])
+        self._turns += 1
+        file = self._disk.open(Handle(path))
+        if self._disk.size(path) < self._bytes_max:
+            self._disk.preallocate(file, self._bytes_max)
+            self._disk.sync_directory(str(self._directory))
+        self._generation += 1
+        self.current = JournalFile(path, self._generation, file)
+        return full
+
+    def write(self, batches: Sequence[Batch]) -> None:
+        """The round, durable. Any OSError is the end of the store."""
+        current = self.current
+        assert current is not None
+        rows, buffers = [], []
+        for batch in batches:
+            pieces = batch.buffers
+            rows += (
+                batch.partition.identity,
+                _PLACE.pack(batch.base_offset, batch.size),
+                pieces[0][17:21] if len(pieces) == 1 else pieces[1][1:5],
+            )
+            buffers += pieces
+            current.covers.add(batch.segment)
+        table = b"".join(rows)
+        size = sum([batch.size for batch in batches])
+        rest = _HEAD_REST.pack(current.generation, len(batches), size)
+        head = _HEAD.pack(TAG, crc32c(table, crc32c(rest)))
+        used = FRAME_HEAD_BYTES + len(table) + size
+        padding = _PADDING[: _pages(used) - used]
+        self._disk.write(current.file, [head, rest, table, *buffers, padding], current.position)
+        self._disk.sync(current.file)
+        current.position += used + len(padding)
+
+
+class JournalRow(NamedTuple):
+    """A batch that a journal holds."""
+
+    path: str
+    position: int
+    base_offset: int
+    size: int
+    crc: int
+
+
+class JournalContents:
+    """What the journals of a crashed store hold, by partition, oldest first."""
+
+    def __init__(self, disk: Disk, directory: Path) -> None:
+        self._disk = disk
+        self.rows: dict[bytes, list[JournalRow]] = {}
+        self.generation = 0
+        self.paths = [
+            str(directory / name) for name in disk.names(str(directory)) if name.endswith(SUFFIX)
+        ]
+        files = []
+        for path in self.paths:
+            frames = list(self._frames(path))
+            if frames:
+                files.append((frames[0][0], [row for _, rows in frames for row in rows]))
+        for generation, rows in sorted(files, key=lambda found: found[0]):
+            self.generation = max(self.generation, generation)
+            for identity, row in rows:
+                self.rows.setdefault(identity, []).append(row)
+
+    def batch(self, row: JournalRow) -> bytes | None:
+        """The batch, or None if it is not whole (its round was never answered)."""
+        data = self._disk.read(Handle(row.path), row.position, row.size)
+        if len(data) < max(row.size, HEADER_BYTES):
+            return None
+        header = parse_header(data)
+        whole = (
+            header.size == row.size
+            and header.base_offset == row.base_offset
+            and header.crc == row.crc
+            and crc_matches(data, 0, header)
+        )
+        return data if whole else None
+
+    def _frames(self, path: str) -> Iterator[tuple[int, list[tuple[bytes, JournalRow]]]]:
+        handle = Handle(path)
+        end = self._disk.size(path)
+        position, generation = 0, None
+        while position + FRAME_HEAD_BYTES <= end:
+            head = self._disk.read(handle, position, FRAME_HEAD_BYTES)
+            tag, crc = _HEAD.unpack_from(head)
+            found, count, size = _HEAD_REST.unpack_from(head, _HEAD.size)
+            generation = generation or found
+            if tag != TAG or found != generation or count * ROW_BYTES > end:
+                break
+            table = self._disk.read(handle, position + FRAME_HEAD_BYTES, count * ROW_BYTES)
+            if crc32c(table, crc32c(head[_HEAD.size :])) != crc:
+                break
+            start = position + FRAME_HEAD_BYTES + len(table)
+            yield found, list(_rows(path, table, start))
+            position += _pages(FRAME_HEAD_BYTES + len(table) + size)
+        self._disk.forget(handle)
+
+
+def _rows(path: str, table: Buffer, start: int) -> Iterator[tuple[bytes, JournalRow]]:
+    for at in range(0, len(table), ROW_BYTES):
+        identity = bytes(table[at : at + IDENTITY_BYTES])
+        base_offset, size = _PLACE.unpack_from(table, at + IDENTITY_BYTES)
+        (crc,) = struct.unpack_from(">I", table, at + ROW_BYTES - 4)
+        yield identity, JournalRow(path, start, base_offset, size, crc)
+        start += size

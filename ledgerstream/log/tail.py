@@ -1,0 +1,130 @@
+"""The newest batches of every partition in memory, for the readers that keep up.
+
+One budget for all partitions: the oldest batch anywhere goes first, once it is durable. A batch's
+bytes never change after it is placed, so readers are handed the very buffers that were written.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ledgerstream.wire.batches import Buffer
+
+if TYPE_CHECKING:
+    from ledgerstream.log.partition import Partition
+    from ledgerstream.log.segment import Segment
+
+JOINED_BYTES = 16 * 1024  # a batch up to this size is copied to carry its own prefix
+_PIECES_MAX = 64  # a read of more pieces than this is joined: sockets like few buffers better
+
+
+class Batch:
+    """A batch in its place: what the disk thread writes and what the tail keeps."""
+
+    __slots__ = ("base_offset", "buffers", "next_offset", "partition", "position", "segment", "size")
+
+    def __init__(
+        self,
+        partition: Partition,
+        segment: Segment,
+        position: int,
+        base_offset: int,
+        next_offset: int,
+        size: int,
+        buffers: tuple[Buffer, ...],
+    ) -> None:
+        self.partition = partition
+        self.segment = segment
+        self.position = position
+        self.base_offset = base_offset
+        self.next_offset = next_offset
+        self.size = size
+        self.buffers = buffers
+
+
+def placed(prefix: bytes, batch: Buffer) -> tuple[Buffer, ...]:
+    """The batch with its first bytes replaced, copied only where that is cheap."""
+    if len(batch) <= JOINED_BYTES:
+        return (prefix + batch[len(prefix) :],)  # type: ignore[operator]
+    return prefix, memoryview(batch)[len(prefix) :]
+
+
+class Tail:
+    """One partition's newest batches, without a gap, up to its next offset."""
+
+    __slots__ = ("_bases", "_batches", "_gone")
+
+    def __init__(self) -> None:
+        self._bases: list[int] = []
+        self._batches: list[Batch] = []
+        self._gone = 0  # of the lists' front
+
+    def append(self, batch: Batch) -> None:
+        self._bases.append(batch.base_offset)
+        self._batches.append(batch)
+
+    def drop_first(self, batch: Batch) -> None:
+        """Forget the oldest batch, if it is still this one."""
+        gone = self._gone
+        if gone == len(self._batches) or self._batches[gone] is not batch:
+            return
+        self._batches[gone] = _NOTHING
+        self._gone = gone + 1
+        if self._gone * 2 > len(self._batches):
+            del self._bases[: self._gone], self._batches[: self._gone]
+            self._gone = 0
+
+    def truncate(self, offset: int) -> None:
+        """Forget the batches at `offset` and after."""
+        at = bisect_left(self._bases, offset, lo=self._gone)
+        del self._bases[at:], self._batches[at:]
+
+    def read(self, offset: int, bytes_max: int, end: int) -> list[Buffer] | None:
+        """Batches from the one that contains `offset`; None if the tail begins after it."""
+        bases, batches = self._bases, self._batches
+        at = bisect_right(bases, offset, lo=self._gone) - 1
+        if at < self._gone:
+            return None
+        out: list[Buffer] = []
+        size = 0
+        for at in range(at, len(batches)):
+            batch = batches[at]
+            size += batch.size
+            if batch.next_offset > end or (out and size > bytes_max):
+                break
+            out += batch.buffers
+        return [b"".join(out)] if len(out) > _PIECES_MAX else out
+
+
+class TailCache:
+    """The budget over all tails."""
+
+    __slots__ = ("_batches", "_bytes_max", "size")
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._batches: deque[Batch] = deque()
+        self.size = 0
+
+    def append(self, batch: Batch) -> None:
+        batch.partition.tail.append(batch)
+        self._batches.append(batch)
+        self.size += batch.size
+        if self.size > self._bytes_max:
+            self._evict()
+
+    def _evict(self) -> None:
+        batches = self._batches
+        while self.size > self._bytes_max:
+            oldest = batches[0]
+            partition = oldest.partition
+            if oldest.next_offset > partition.high_watermark and partition.failure is None:
+                return  # not written yet: readers could not find it on the disk
+            batches.popleft()
+            self.size -= oldest.size
+            partition.tail.drop_first(oldest)
+
+
+_NOTHING = Batch.__new__(Batch)
