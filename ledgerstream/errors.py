@@ -84,4 +84,6 @@ class StoppedPartition(LedgerStreamError):
 
 
 class Overtaken(LedgerStreamError):
-    """Another worker has claimed the partitions; this one rolled back and forgot them."""
+    """Another worker has claimed `partitions`; this one rolled back and forgot them."""
+
+    partitions: frozenset[int] = frozenset()

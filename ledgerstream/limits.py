@@ -32,8 +32,13 @@ class Limits:
     connection_requests_max: int = 64  # requests of one connection under way
     connection_idle_ms: int = 600_000  # Kafka's connections.max.idle.ms
     frame_started_ms_max: int = 60_000  # a frame once begun must be whole within this
+    connection_stalled_ms: int = 60_000  # a peer that takes nothing of its replies for so long
+    tick_ms: int = 1_000  # how often connections and waiting requests are looked at
     fetch_bytes_max: int = 55 * MIB  # Kafka's fetch.max.bytes on the broker
     fetch_wait_ms_max: int = 60_000
+    fetch_bytes_low: int = 64 * KIB  # what a fetch may take even while replies fill the memory
+    replies_bytes_max: int = 512 * MIB  # replies that peers have not taken yet, all together
+    cold_read_threads: int = 2
     topic_partitions_max: int = 10_000
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
     shutdown_ms_max: int = 30_000
@@ -90,6 +95,13 @@ class Limits:
     snapshot_txn_pages: int = 64
     audit_rows_kept: int = 1_000  # newest ls_steps rows kept a partition; older ones are merged
     postgres_connect_ms_max: int = 30_000
+    postgres_command_ms_max: int = 120_000
+    postgres_lock_ms_max: int = 30_000  # a claim waits so long for a backend that still commits
+    postgres_idle_ms_max: int = 30_000  # in a transaction whose client is gone
+    copy_chunk_bytes: int = 512 * KIB
+    audit_merge_steps: int = 256  # the audit is merged every so many steps
+    postgres_start_ms_max: int = 60_000  # an embedded server recovers from a crash first
+    postgres_stop_ms_max: int = 30_000
     postgres_retry_first_ms: int = 50
     postgres_retry_ms_max: int = 5_000
     dead_letter_bytes_max: int = 1 * MIB  # of a payload kept in ls_dead_letters

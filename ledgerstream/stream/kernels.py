@@ -26,6 +26,7 @@ from numba.core.registry import CPUDispatcher
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sqlalchemy import BigInteger, Boolean, Double, Integer, SmallInteger, Text
+from sqlalchemy import Table as Relation
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from ledgerstream import events
@@ -77,9 +78,14 @@ class Table(DeclarativeBase):
         return {"primary_key": list(ORIGIN)}
 
     @classmethod
+    def relation(cls) -> Relation:
+        """The table as SQLAlchemy's core sees it."""
+        return cast(Relation, cls.__table__)
+
+    @classmethod
     def result_columns(cls) -> tuple[str, ...]:
         """The columns that a processor fills, in order."""
-        return tuple(c.name for c in cls.__table__.columns if c.name not in ORIGIN)
+        return tuple(c.name for c in cls.relation().columns if c.name not in ORIGIN)
 
     @classmethod
     def rows(

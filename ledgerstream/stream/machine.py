@@ -1,0 +1,205 @@
+"""One partition's step, purely: events in, COPY bytes and dead letters out, state moved.
+
+`Machine.step` is a function of state and decoded events. It opens one frame of state a step, which
+the caller settles with `forget` once the step is committed, or undoes with `rollback`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ledgerstream.errors import ConfigError, LedgerStreamError, StoppedPartition
+from ledgerstream.limits import LIMITS
+from ledgerstream.stream.batch import Batch
+from ledgerstream.stream.pgcopy import encode
+from ledgerstream.stream.processor import Processor, Topic
+from ledgerstream.stream.state import BadEvents, State
+from ledgerstream.stream.tables import Rows, Table
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that could not be processed. `timestamp_ms` is the record's."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    payload: bytes | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """Decoded records of one partition in [start, stop): events, and what did not decode."""
+
+    partition: int
+    start: int
+    stop: int
+    batch: Batch
+    undecodable: Sequence[DeadLetter] = ()
+
+    def split(self) -> tuple[Input, Input]:
+        """Two halves by events; there must be at least two."""
+        middle = len(self.batch) // 2
+        cut = int(self.batch.offset[middle])
+        early = [each for each in self.undecodable if each.offset < cut]
+        late = [each for each in self.undecodable if each.offset >= cut]
+        return (
+            Input(self.partition, self.start, cut, self.batch.take(slice(None, middle)), early),
+            Input(self.partition, cut, self.stop, self.batch.take(slice(middle, None)), late),
+        )
+
+    def without(self, index: Iterable[int], error: str) -> Input:
+        """The events at `index` turned into dead letters."""
+        gone = sorted(set(index))
+        keep = np.ones(len(self.batch), bool)
+        keep[gone] = False
+        dead = [dead_letter(self.batch, at, error) for at in gone]
+        return Input(
+            self.partition,
+            self.start,
+            self.stop,
+            self.batch.take(keep),
+            sorted([*self.undecodable, *dead], key=lambda each: each.offset),
+        )
+
+
+@dataclass
+class Piece:
+    """What one step of one partition does to the world, to be committed whole.
+
+    copies: for each table the bytes of its rows (without COPY's header) and their number.
+    digest: of the state after it, 16 bytes.
+    """
+
+    partition: int
+    start: int
+    stop: int
+    events: int
+    copies: dict[type[Table], tuple[bytes, int]] = field(default_factory=dict)
+    dead: Sequence[DeadLetter] = ()
+    digest: bytes = b""
+    source: Input | None = None
+
+    @property
+    def rows(self) -> int:
+        return sum(count for _, count in self.copies.values())
+
+
+def dead_letter(batch: Batch, at: int, error: str) -> DeadLetter:
+    """A decoded event as a dead letter: its payload is the event in the fixed form."""
+    source = batch.source
+    prefix = source.event.layouts()[-1].prefix
+    row = batch.rows[at]
+    key = row[source.key]
+    return DeadLetter(
+        int(batch.offset[at]),
+        int(batch.timestamp[at]),
+        bytes(key) if isinstance(key, bytes) else struct.pack(">q", int(key)),
+        prefix + row.tobytes(),
+        error,
+    )
+
+
+class Machine:
+    """A processor on one partition: its state, and the step that moves it.
+
+    topic_number:  the topic id's number in `ls_topics`, which result rows carry.
+    """
+
+    def __init__(
+        self, processor: Processor, partition: int, topic_number: int, state: State | None = None
+    ) -> None:
+        self.processor = processor
+        self.partition = partition
+        self.topic_number = topic_number
+        self.state = State(processor.states) if state is None else state
+
+    @property
+    def source(self) -> Topic:
+        return self.processor.source
+
+    def step(self, given: Input, *, outputs: bool = True) -> Piece:
+        """Process [start, stop) and open one frame of state.
+
+        `outputs=False` (replay) encodes nothing. Events that `process` or the encoding refuses
+        become dead letters, exactly those. Raises StoppedPartition where the processor itself
+        is at fault; no frame is open then.
+        """
+        work = given
+        while True:
+            self.state.begin(len(work.batch))
+            try:
+                copies = self._process(work.batch, outputs)
+                break
+            except BadEvents as error:
+                self.state.rollback()
+                work = work.without(error.index, str(error.args[0]))
+            except BaseException as error:
+                self.state.rollback()
+                if isinstance(error, LedgerStreamError) or not isinstance(error, Exception):
+                    raise
+                raise self._at_fault(work, error) from error
+        self.state.seal()
+        return Piece(
+            self.partition,
+            work.start,
+            work.stop,
+            len(work.batch),
+            copies,
+            work.undecodable,
+            self.state.digest(),
+            given,
+        )
+
+    def forget(self) -> None:
+        """The oldest step is committed."""
+        self.state.forget()
+
+    def rollback(self) -> None:
+        """Undo the newest step."""
+        self.state.rollback()
+
+    def _process(self, batch: Batch, outputs: bool) -> dict[type[Table], tuple[bytes, int]]:
+        if len(batch) == 0:
+            return {}
+        result = self.processor.process(batch, self.state)
+        if not outputs:
+            return {}
+        copies = {}
+        for table, parts in by_table(self.processor, result).items():
+            encoded = encode(parts, batch, self.topic_number, self.partition)
+            copies[table] = encoded, sum(len(rows) for rows in parts)
+        return copies
+
+    def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:
+        name = self.processor.name
+        return StoppedPartition(
+            f"{self.source.name}-{self.partition} stopped at offset {work.start:,}.\n"
+            f"  {name}.process raised {type(error).__name__}: {error} in the events "
+            f"[{work.start:,}, {work.stop:,}); nothing of them is committed.",
+            f"Correct {name} and start it again: it goes on from there.",
+        )
+
+
+def by_table(processor: Processor, result: object) -> dict[type[Table], list[Rows]]:
+    """What `process` returned, gathered by table in the order of first mention."""
+    parts = [] if result is None else result if isinstance(result, list) else [result]
+    gathered: dict[type[Table], list[Rows]] = {}
+    for rows in parts:
+        if not isinstance(rows, Rows):
+            raise ConfigError(
+                f"{processor.name}.process returned {type(rows).__name__}.",
+                "Return Rows (as Alert.rows(…) makes them), a list of them, or None.",
+            )
+        gathered.setdefault(rows.table, []).append(rows)
+    return gathered
+
+
+def clip(payload: bytes | None) -> bytes | None:
+    """A payload as the dead letters keep it."""
+    return None if payload is None else payload[: LIMITS.dead_letter_bytes_max]

@@ -1,0 +1,148 @@
+"""The tables that the runtime keeps in Postgres, made in one place.
+
+ls_topics           a small number for each topic id, so that result rows are compact
+ls_progress         one row a (processor, topic, partition): how far, whose, and the digest
+ls_steps            the audit: one row a step and partition; old ones are merged
+ls_dead_letters     records that could not be processed, each once
+ls_snapshots        one row a snapshot; `valid` makes it count
+ls_snapshot_pages   its bytes, in pages
+"""
+
+from __future__ import annotations
+
+import asyncpg
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from ledgerstream.errors import ConfigError
+from ledgerstream.stream.pgcopy import widths
+from ledgerstream.stream.tables import Table
+
+_DDL_LOCK = 0x4C454447  # serialises CREATE … IF NOT EXISTS, which otherwise races with itself
+
+_DDL = """
+CREATE TABLE IF NOT EXISTS ls_topics (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    topic_id uuid NOT NULL UNIQUE,
+    name text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS ls_progress (
+    processor text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    topic_id uuid NOT NULL,
+    next_offset bigint NOT NULL,
+    owner_epoch bigint NOT NULL DEFAULT 0,
+    owner uuid,
+    leader_epoch integer NOT NULL DEFAULT -1,
+    digest bytea,               -- of the state at next_offset
+    code_version text,          -- that computed it
+    system_id bigint,           -- of the database cluster that the last owner wrote to
+    timeline integer,
+    transactional_id text,      -- of the log transaction that belongs to the last step, if any
+    producer_id bigint,
+    producer_epoch smallint,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (processor, topic, partition)
+) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS ls_steps (
+    processor text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    first_offset bigint NOT NULL,
+    next_offset bigint NOT NULL,
+    steps bigint NOT NULL DEFAULT 1,  -- how many steps were merged into this row
+    events bigint NOT NULL,
+    rows bigint NOT NULL,
+    dead bigint NOT NULL,
+    rule_version text NOT NULL,
+    code_version text NOT NULL,
+    owner_epoch bigint NOT NULL,
+    digest bytea NOT NULL,
+    committed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (processor, topic, partition, next_offset)
+);
+CREATE TABLE IF NOT EXISTS ls_dead_letters (
+    topic_id uuid NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    processor text NOT NULL,
+    topic text NOT NULL,
+    timestamp_ms bigint NOT NULL,
+    key bytea,
+    payload bytea,
+    error text NOT NULL,
+    dead_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (topic_id, partition, "offset", processor)
+);
+CREATE TABLE IF NOT EXISTS ls_snapshots (
+    snapshot_id uuid PRIMARY KEY,
+    processor text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    topic_id uuid NOT NULL,
+    state_offset bigint NOT NULL,
+    owner_epoch bigint NOT NULL,
+    digest bytea NOT NULL,
+    code_version text NOT NULL,
+    layout text NOT NULL,       -- JSON: the state declaration that the pages follow
+    pages integer NOT NULL,
+    valid boolean NOT NULL DEFAULT false,
+    taken_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS ls_snapshots_of
+    ON ls_snapshots (processor, topic, partition, state_offset DESC);
+CREATE TABLE IF NOT EXISTS ls_snapshot_pages (
+    snapshot_id uuid NOT NULL,
+    page integer NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (snapshot_id, page)
+);
+ALTER TABLE ls_snapshot_pages ALTER COLUMN data SET STORAGE EXTERNAL;
+"""
+
+
+async def create(connection: asyncpg.Connection) -> None:
+    """Make what is not there."""
+    if await connection.fetchval("SELECT to_regclass('ls_snapshot_pages')") is not None:
+        return
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _DDL_LOCK)
+        await connection.execute(_DDL)
+
+
+async def create_table(connection: asyncpg.Connection, table: type[Table]) -> None:
+    """Make a result table if it is not there, and check its columns if it is.
+
+    Raises ConfigError where the columns there differ in name, order or type.
+    """
+    widths(table)
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    model = table.relation()
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _DDL_LOCK)
+        if await connection.fetchval("SELECT to_regclass($1)", f'"{model.name}"') is None:
+            await connection.execute(str(CreateTable(model).compile(dialect=dialect)))
+            for index in sorted(model.indexes, key=lambda each: str(each.name)):
+                await connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
+    found = await connection.fetch(
+        """SELECT attname AS name, format_type(atttypid, atttypmod) AS type FROM pg_attribute
+           WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum""",
+        f'"{model.name}"',
+    )
+    there = {row["name"]: row["type"].lower() for row in found}
+    for column in model.columns:
+        wanted = _type_name(column.type.compile(dialect))
+        if there.get(column.name, "nothing") != wanted:
+            raise ConfigError(
+                f"table {model.name!r} in Postgres has {there.get(column.name, 'no column')} "
+                f"where {table.__name__}.{column.name} is {wanted}.",
+                "Rename the table (__tablename__), or migrate the one that is there.",
+            )
+
+
+def _type_name(compiled: str) -> str:
+    name = compiled.lower()
+    if name.startswith("varchar"):
+        return "character varying" + name[len("varchar") :]
+    return "double precision" if name.startswith(("float", "double")) else name

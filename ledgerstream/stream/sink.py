@@ -1,0 +1,457 @@
+"""The edge to Postgres: claims, and the one transaction of a step.
+
+Postgres is the judge. `claim` makes this connection the owner of partitions; `commit` writes rows,
+dead letters, audit and offsets in one transaction whose last statement compares and sets the
+offsets; fewer rows set than partitions means that another owner has taken over, and nothing
+happened. A claim ends with its connection: after any doubt the connection is thrown away and the
+partitions are claimed again, which waits for the old backend and says what became of the step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from ledgerstream.errors import (
+    ConfigError,
+    LedgerStreamError,
+    Overtaken,
+    StoppedPartition,
+)
+from ledgerstream.limits import LIMITS
+from ledgerstream.stream import schema
+from ledgerstream.stream.machine import Piece, clip
+from ledgerstream.stream.pgcopy import HEADER, TRAILER
+from ledgerstream.stream.tables import Table
+
+
+class DataError(LedgerStreamError):
+    """Postgres refuses the rows themselves: bisect, and dead-letter the one at fault."""
+
+
+class TransientError(LedgerStreamError):
+    """Not now. `lost`: the connection is gone, so claim again before anything else."""
+
+    def __init__(self, sentence: str, *, lost: bool) -> None:
+        super().__init__(sentence)
+        self.lost = lost
+
+
+@dataclass(frozen=True)
+class Server:
+    """Which database cluster, and which life of it."""
+
+    system_id: int
+    timeline: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The topic that a processor reads, as the log knows it now."""
+
+    name: str
+    topic_id: uuid.UUID
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One partition that is ours: where to go on, and what was true there."""
+
+    partition: int
+    next_offset: int
+    owner_epoch: int
+    digest: bytes | None
+    code_version: str | None
+
+
+_CLAIM = """
+UPDATE ls_progress SET owner_epoch = owner_epoch + 1, owner = $4, system_id = $5, timeline = $6,
+       updated_at = now()
+ WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
+RETURNING partition, next_offset, owner_epoch, digest, code_version"""
+
+_MOVE = """
+WITH step AS (
+    SELECT * FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[],
+                         $9::bigint[], $10::bigint[], $11::bigint[])
+        AS s(partition, start, stop, owner_epoch, digest, events, rows, dead)
+), audit AS (
+    INSERT INTO ls_steps (processor, topic, partition, first_offset, next_offset, events, rows,
+                          dead, rule_version, code_version, owner_epoch, digest)
+    SELECT $1, $2, partition, start, stop, events, rows, dead, $12, $13, owner_epoch, digest
+      FROM step WHERE start < stop
+)
+UPDATE ls_progress p SET next_offset = s.stop, digest = s.digest, code_version = $13,
+       updated_at = now()
+  FROM step s
+ WHERE p.processor = $1 AND p.topic = $2 AND p.partition = s.partition
+   AND p.next_offset = s.start AND p.owner_epoch = s.owner_epoch AND p.owner = $3
+RETURNING p.partition"""
+
+_BURY = """
+INSERT INTO ls_dead_letters (topic_id, partition, "offset", processor, topic, timestamp_ms, key,
+                             payload, error)
+SELECT $1, d.partition, d.o, $2, $3, d.t, d.key, d.payload, d.error
+  FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], $9::text[])
+    AS d(partition, o, t, key, payload, error)
+ON CONFLICT DO NOTHING"""
+
+# Rows of the audit below the newest ones become one row that covers their range.
+_MERGE_AUDIT = """
+WITH gone AS (
+    DELETE FROM ls_steps s WHERE processor = $1 AND topic = $2 AND partition = $3
+       AND next_offset <= (SELECT next_offset FROM ls_steps WHERE processor = $1 AND topic = $2
+                           AND partition = $3 ORDER BY next_offset DESC OFFSET $4 LIMIT 1)
+    RETURNING *)
+INSERT INTO ls_steps
+SELECT processor, topic, partition, min(first_offset), max(next_offset), sum(steps), sum(events),
+       sum(rows), sum(dead), (array_agg(rule_version ORDER BY next_offset DESC))[1],
+       (array_agg(code_version ORDER BY next_offset DESC))[1], max(owner_epoch),
+       (array_agg(digest ORDER BY next_offset DESC))[1], max(committed_at)
+  FROM gone GROUP BY processor, topic, partition"""
+
+
+class Sink:
+    """One connection to Postgres and the claims made on it."""
+
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        server: Server,
+        processor: str,
+        rule_version: str,
+        code_version: str,
+    ) -> None:
+        self.connection = connection
+        self.server = server
+        self.owner = uuid.uuid4()
+        self.claims: dict[int, Claim] = {}
+        self._processor = processor
+        self._rule_version = rule_version
+        self._code_version = code_version
+        self._source: Source | None = None
+        self._tables: set[type[Table]] = set()
+        self._commits = 0
+
+    @classmethod
+    async def connect(
+        cls, url: str, processor: str, rule_version: str = "", code_version: str = ""
+    ) -> Sink:
+        """Connect, check the settings that the promise rests on, make our tables.
+
+        Raises TransientError while the server is not there, ConfigError for one that may forget
+        what it has committed.
+        """
+        try:
+            connection = await asyncpg.connect(
+                url,
+                timeout=LIMITS.postgres_connect_ms_max / 1_000,
+                command_timeout=LIMITS.postgres_command_ms_max / 1_000,
+                server_settings={
+                    "application_name": f"ledgerstream {processor}"[:63],
+                    "idle_in_transaction_session_timeout": str(LIMITS.postgres_idle_ms_max),
+                    "lock_timeout": str(LIMITS.postgres_lock_ms_max),
+                    "tcp_keepalives_idle": "10",
+                    "tcp_keepalives_interval": "5",
+                    "tcp_keepalives_count": "3",
+                },
+            )
+        except Exception as error:
+            raise classified(error) from error
+        try:
+            await _check_durable(connection)
+            server = await _server(connection)
+            await schema.create(connection)
+        except BaseException as error:
+            connection.terminate()
+            raise classified(error) from error
+        return cls(connection, server, processor, rule_version, code_version)
+
+    async def claim(
+        self, source: Source, partitions: Iterable[int], starts: Mapping[int, int]
+    ) -> dict[int, Claim]:
+        """Make this connection the owner of partitions; from here on no older owner commits.
+
+        `starts`: where a partition begins that was never processed (the log's first offset).
+        Raises StoppedPartition for a recreated topic or a database on an older timeline.
+        """
+        wanted = sorted(partitions)
+        self._source = source
+        try:
+            async with self.connection.transaction():
+                await self._add_progress(source, wanted, starts)
+                await self._check_lineage(source, wanted)
+                rows = await self.connection.fetch(
+                    _CLAIM, self._processor, source.name, wanted, self.owner,
+                    self.server.system_id, self.server.timeline,
+                )  # fmt: skip
+        except BaseException as error:
+            raise classified(error) from error
+        claims = {row["partition"]: Claim(**dict(row)) for row in rows}
+        assert sorted(claims) == wanted
+        self.claims.update(claims)
+        return claims
+
+    async def topic_number(self, source: Source) -> int:
+        """The small number of a topic id, given out once."""
+        try:
+            await self.connection.execute(
+                "INSERT INTO ls_topics (topic_id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                source.topic_id, source.name,
+            )  # fmt: skip
+            number: int = await self.connection.fetchval(
+                "SELECT id FROM ls_topics WHERE topic_id = $1", source.topic_id
+            )
+        except BaseException as error:
+            raise classified(error) from error
+        return number
+
+    async def create_tables(self, tables: Iterable[type[Table]]) -> None:
+        """Make result tables that are not there yet, and check those that are."""
+        for table in tables:
+            if table not in self._tables:
+                try:
+                    await schema.create_table(self.connection, table)
+                except BaseException as error:
+                    raise classified(error) from error
+                self._tables.add(table)
+
+    async def commit(self, pieces: Sequence[Piece]) -> None:
+        """Commit one piece a partition: all of it, or nothing.
+
+        Raises Overtaken (another owner has the partitions that it names), DataError, or
+        TransientError; if `lost`, whether it was committed is for the next claim to say. Anything
+        else is not known to be harmless, and comes as it is.
+        """
+        assert self._source is not None
+        assert len({piece.partition for piece in pieces}) == len(pieces)
+        await self.create_tables(table for piece in pieces for table in piece.copies)
+        try:
+            await self.connection.execute("BEGIN")
+            await self._copy(pieces)
+            await self._bury(pieces)
+            lost = await self._move(pieces)
+            if lost:
+                await self.connection.execute("ROLLBACK")
+                raise _overtaken(self._processor, self._source.name, lost)
+            if await self.connection.execute("COMMIT") != "COMMIT":
+                raise TransientError("Postgres rolled the step back.", lost=False)
+        except BaseException as error:
+            raise await self._failed(error) from error
+        for piece in pieces:
+            claim = self.claims[piece.partition]
+            self.claims[piece.partition] = Claim(
+                piece.partition, piece.stop, claim.owner_epoch, piece.digest, self._code_version
+            )
+        self._commits += 1
+        if self._commits % LIMITS.audit_merge_steps == 0:
+            await self.merge_audit()
+
+    async def merge_audit(self) -> None:
+        """Keep the audit's size bounded."""
+        assert self._source is not None
+        try:
+            for partition in sorted(self.claims):
+                await self.connection.execute(
+                    _MERGE_AUDIT, self._processor, self._source.name, partition,
+                    LIMITS.audit_rows_kept,
+                )  # fmt: skip
+        except BaseException as error:
+            raise classified(error) from error
+
+    async def dead_offsets(self, source: Source, partition: int, start: int, stop: int) -> set[int]:
+        """Offsets in [start, stop) that are dead letters of this processor."""
+        try:
+            rows = await self.connection.fetch(
+                """SELECT "offset" FROM ls_dead_letters WHERE topic_id = $1 AND partition = $2
+                   AND processor = $3 AND "offset" >= $4 AND "offset" < $5""",
+                source.topic_id, partition, self._processor, start, stop,
+            )  # fmt: skip
+        except BaseException as error:
+            raise classified(error) from error
+        return {row["offset"] for row in rows}
+
+    async def close(self) -> None:
+        """Give the connection back; claims made on it are over."""
+        self.claims.clear()
+        try:
+            await self.connection.close(timeout=5)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            self.connection.terminate()
+
+    def abandon(self) -> None:
+        """Drop the connection at once, as after a doubt."""
+        self.claims.clear()
+        self.connection.terminate()
+
+    async def _add_progress(
+        self, source: Source, partitions: Sequence[int], starts: Mapping[int, int]
+    ) -> None:
+        await self.connection.execute(
+            """INSERT INTO ls_progress (processor, topic, partition, topic_id, next_offset)
+               SELECT $1, $2, n.partition, $3, n.start
+                 FROM unnest($4::int[], $5::bigint[]) AS n(partition, start)
+               ON CONFLICT DO NOTHING""",
+            self._processor, source.name, source.topic_id,
+            list(partitions), [starts[each] for each in partitions],
+        )  # fmt: skip
+
+    async def _check_lineage(self, source: Source, partitions: Sequence[int]) -> None:
+        rows = await self.connection.fetch(
+            """SELECT partition, topic_id, next_offset, system_id, timeline FROM ls_progress
+               WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
+               ORDER BY partition FOR UPDATE""",
+            self._processor, source.name, list(partitions),
+        )  # fmt: skip
+        for row in rows:
+            where = f"{source.name}-{row['partition']} stopped at offset {row['next_offset']:,}."
+            if row["topic_id"] != source.topic_id:
+                raise StoppedPartition(
+                    f"{where}\n  Topic {source.name!r} was deleted and created again: its events "
+                    f"are not the ones that {self._processor} has counted.",
+                    "Give the processor another name to begin anew, or bring the old topic back.",
+                )
+            older = (row["timeline"] or 0) > self.server.timeline
+            if older and row["system_id"] == self.server.system_id:
+                raise StoppedPartition(
+                    f"{where}\n  This Postgres is on timeline {self.server.timeline}, results were "
+                    f"committed on timeline {row['timeline']}: another primary has taken over.",
+                    "Connect to the primary that is now in charge.",
+                )
+
+    async def _copy(self, pieces: Sequence[Piece]) -> None:
+        by_table: dict[type[Table], list[bytes]] = {}
+        for piece in pieces:
+            for table, (encoded, rows) in piece.copies.items():
+                if rows:
+                    by_table.setdefault(table, []).append(encoded)
+        for table in sorted(by_table, key=lambda each: str(each.relation().name)):
+            await self.connection.copy_to_table(
+                table.relation().name,
+                source=_chunks(by_table[table]),
+                columns=[column.name for column in table.relation().columns],
+                format="binary",
+            )
+
+    async def _bury(self, pieces: Sequence[Piece]) -> None:
+        assert self._source is not None
+        dead = [(piece.partition, letter) for piece in pieces for letter in piece.dead]
+        if not dead:
+            return
+        await self.connection.execute(
+            _BURY, self._source.topic_id, self._processor, self._source.name,
+            [partition for partition, _ in dead],
+            [letter.offset for _, letter in dead],
+            [letter.timestamp_ms for _, letter in dead],
+            [clip(letter.key) for _, letter in dead],
+            [clip(letter.payload) for _, letter in dead],
+            [letter.error.replace("\0", "\\0") for _, letter in dead],
+        )  # fmt: skip
+
+    async def _move(self, pieces: Sequence[Piece]) -> set[int]:
+        """Compare and set all offsets; the partitions that are no longer ours."""
+        assert self._source is not None
+        moved = await self.connection.fetch(
+            _MOVE, self._processor, self._source.name, self.owner,
+            [piece.partition for piece in pieces],
+            [piece.start for piece in pieces],
+            [piece.stop for piece in pieces],
+            [self.claims[piece.partition].owner_epoch for piece in pieces],
+            [piece.digest for piece in pieces],
+            [piece.events for piece in pieces],
+            [piece.rows for piece in pieces],
+            [len(piece.dead) for piece in pieces],
+            self._rule_version, self._code_version,
+        )  # fmt: skip
+        return {piece.partition for piece in pieces} - {row["partition"] for row in moved}
+
+    async def _failed(self, error: BaseException) -> BaseException:
+        """The error as its class; the transaction is over, or the connection is."""
+        known = classified(error)
+        if (isinstance(known, TransientError) and known.lost) or isinstance(
+            error, asyncio.CancelledError
+        ):
+            self.abandon()
+        elif not self.connection.is_closed() and self.connection.is_in_transaction():
+            try:
+                await self.connection.execute("ROLLBACK")
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                self.abandon()
+                return TransientError(f"the connection to Postgres broke: {error}", lost=True)
+        return known
+
+
+def _overtaken(processor: str, topic: str, partitions: set[int]) -> Overtaken:
+    names = ", ".join(f"{topic}-{each}" for each in sorted(partitions))
+    error = Overtaken(
+        f"another worker of {processor} has taken over {names}; nothing of this step was committed."
+    )
+    error.partitions = frozenset(partitions)
+    return error
+
+
+async def _chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
+    yield HEADER
+    for part in parts:
+        view = memoryview(part)
+        for at in range(0, len(view), LIMITS.copy_chunk_bytes):
+            yield view[at : at + LIMITS.copy_chunk_bytes]  # type: ignore[misc]
+    yield TRAILER
+
+
+async def _check_durable(connection: asyncpg.Connection) -> None:
+    setting = await connection.fetchval("SHOW synchronous_commit")
+    if setting == "off":
+        raise ConfigError(
+            "this Postgres has synchronous_commit = off: it may forget a step that it has "
+            "acknowledged, after the log has moved on.",
+            "Set synchronous_commit = on for this role or database.",
+        )
+
+
+async def _server(connection: asyncpg.Connection) -> Server:
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        raise TransientError("this Postgres is a standby: results need the primary.", lost=True)
+    row = await connection.fetchrow(
+        """SELECT system_identifier, pg_walfile_name(pg_current_wal_insert_lsn()) AS wal
+           FROM pg_control_system()"""
+    )
+    return Server(row["system_identifier"], int(row["wal"][:8], 16))
+
+
+_TRANSIENT_CLASSES = ("08", "40", "53", "57")
+_TRANSIENT_STATES = frozenset(
+    {
+        "25006",  # read-only: a standby, or a primary that is going down
+        "25P02",  # in a failed transaction: what failed it came before
+        "25P03",  # idle in transaction for too long
+        "25P04",  # transaction timeout
+        "55P03",  # lock not available in time
+        "55006",  # object in use
+        "58030",  # I/O error
+    }
+)
+
+
+def classified(error: BaseException) -> BaseException:
+    """Data, transient, or what it was: classes of exactly-once part 3."""
+    if isinstance(error, (LedgerStreamError, asyncio.CancelledError)):
+        return error
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(error.sqlstate or "")
+        if state[:2] in ("22", "23"):
+            return DataError(f"{error} ({state})")
+        if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
+            lost = state[:2] == "08" or state[:3] == "57P" or state in ("25P03", "25P04")
+            return TransientError(f"{error} ({state})", lost=lost)
+        unknown: BaseException = error
+        return unknown
+    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, EOFError)):
+        return TransientError(
+            f"the connection to Postgres broke: {error or type(error).__name__}", lost=True
+        )
+    return error
