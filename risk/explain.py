@@ -34,25 +34,24 @@ def phrase(reason: Reason, payment: Mapping[str, Any]) -> str:
     match reason:
         case Reason.LARGE_AMOUNT:
             return f"it is over {LARGE_AMOUNT // MINOR_UNITS} EUR"
-        case Reason.FAR_ABOVE_USUAL:
+        case Reason.ABOVE_USUAL | Reason.FAR_ABOVE_USUAL:
             return f"it is {times:.1f} times the customer's 30-day mean of {_euros(usual)}"
-        case Reason.SPENDING_MORE:
-            return (
-                f"the customer's 7-day mean of {_euros(payment['customer_mean_7d'])} "
-                f"is far over the 30-day mean of {_euros(usual)}"
-            )
+        case Reason.SPENDING_MORE_TODAY:
+            mean = _euros(payment["customer_mean_1d"])
+            return f"within a day the customer's mean rose to {mean}"
+        case Reason.SPENDING_MORE_THIS_WEEK:
+            mean = _euros(payment["customer_mean_7d"])
+            return f"within a week the customer's mean rose to {mean}"
         case Reason.BURST:
             return (
                 f"it is the customer's payment number {payment['customer_count_1d']:,} in a day, "
                 f"and number {payment['customer_count_30d']:,} in 30 days"
             )
-        case Reason.LARGE_AT_NIGHT:
-            return f"at night, it is {times:.1f} times the customer's usual {_euros(usual)}"
         case Reason.TERMINAL_BAD_DAY:
             return _terminal(payment, "1d", "one day")
-        case Reason.TERMINAL_BAD_WEEK:
+        case Reason.TERMINAL_SOME_FRAUD | Reason.TERMINAL_BAD_WEEK:
             return _terminal(payment, "7d", "one week")
-        case Reason.TERMINAL_BAD_MONTH:
+        case Reason.TERMINAL_TURNED_BAD | Reason.TERMINAL_LONG_BAD:
             return _terminal(payment, "30d", "30 days")
         case _:
             raise AssertionError(reason)

@@ -12,7 +12,6 @@ for w of 1, 7 and 30 days. Labels of fraud are known seven days late: hence the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -60,31 +59,37 @@ class Features(NamedTuple):
 def assemble(
     amount: Ints,
     at: Ints,
-    customer_count: Sequence[Ints],
-    customer_sum: Sequence[Ints],
-    terminal_count: Sequence[Ints],
-    terminal_frauds: Sequence[Ints],
+    customer_count: Ints,
+    customer_sum: Ints,
+    terminal_count: Ints,
+    terminal_frauds: Ints,
 ) -> Features:
-    """The features from window totals: in each sequence one column of shape (n,) a window."""
-    mean_1d, mean_7d, mean_30d = map(mean, customer_sum, customer_count)
-    fraud_1d, fraud_7d, fraud_30d = map(share, terminal_frauds, terminal_count)
+    """The features from totals of shape (n, 3), a column a window of `WINDOWS`."""
+    count_1d, count_7d, count_30d = columns = _columns(customer_count)
+    mean_1d, mean_7d, mean_30d = map(mean, _columns(customer_sum), columns)
+    known_1d, known_7d, known_30d = columns = _columns(terminal_count)
+    fraud_1d, fraud_7d, fraud_30d = map(share, _columns(terminal_frauds), columns)
     return Features(
         amount=amount,
         weekend=is_weekend(at),
         night=is_night(at),
-        customer_count_1d=customer_count[0],
+        customer_count_1d=count_1d,
         customer_mean_1d=mean_1d,
-        customer_count_7d=customer_count[1],
+        customer_count_7d=count_7d,
         customer_mean_7d=mean_7d,
-        customer_count_30d=customer_count[2],
+        customer_count_30d=count_30d,
         customer_mean_30d=mean_30d,
-        terminal_count_1d=terminal_count[0],
+        terminal_count_1d=known_1d,
         terminal_fraud_1d=fraud_1d,
-        terminal_count_7d=terminal_count[1],
+        terminal_count_7d=known_7d,
         terminal_fraud_7d=fraud_7d,
-        terminal_count_30d=terminal_count[2],
+        terminal_count_30d=known_30d,
         terminal_fraud_30d=fraud_30d,
     )
+
+
+def _columns(totals: Ints) -> Ints:
+    return np.ascontiguousarray(totals.T)
 
 
 @kernel

@@ -13,5 +13,5 @@ R = TypeVar("R")
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile with numba when first called. No fast-math: the same bits for every batch split."""
-    compiled = numba.njit(nogil=True, cache=True, fastmath=False)(function)
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function)
     return cast(Callable[P, R], compiled)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from risk.features import MINOR_UNITS, Features, Ints, Mask
+from risk.features import MINOR_UNITS, Features, Floats, Ints, Mask
 
 Rule: TypeAlias = Callable[[Features], Mask]
 
@@ -25,13 +25,16 @@ class Reason(IntFlag):
     """Why a payment is suspicious: one bit a rule."""
 
     LARGE_AMOUNT = 1
-    FAR_ABOVE_USUAL = 2
-    SPENDING_MORE = 4
-    BURST = 8
-    LARGE_AT_NIGHT = 16
-    TERMINAL_BAD_DAY = 32
-    TERMINAL_BAD_WEEK = 64
-    TERMINAL_BAD_MONTH = 128
+    ABOVE_USUAL = 2
+    FAR_ABOVE_USUAL = 4
+    SPENDING_MORE_TODAY = 8
+    SPENDING_MORE_THIS_WEEK = 16
+    BURST = 32
+    TERMINAL_SOME_FRAUD = 64
+    TERMINAL_BAD_DAY = 128
+    TERMINAL_BAD_WEEK = 256
+    TERMINAL_TURNED_BAD = 512
+    TERMINAL_LONG_BAD = 1024
 
 
 def large_amount(f: Features) -> Mask:
@@ -39,12 +42,23 @@ def large_amount(f: Features) -> Mask:
     return f.amount > LARGE_AMOUNT
 
 
+def above_usual(f: Features) -> Mask:
+    """The amount is over two and up to three times the customer's mean of 30 days."""
+    times = _times_usual(f)
+    return _has_usual(f) & (times > 2) & (times <= 3)
+
+
 def far_above_usual(f: Features) -> Mask:
-    """The amount is over three times the customer's mean of 30 days, of five payments or more."""
-    return (f.customer_count_30d >= 5) & (f.amount > 3 * MINOR_UNITS * f.customer_mean_30d)
+    """The amount is over three times the customer's mean of 30 days."""
+    return _has_usual(f) & (_times_usual(f) > 3)
 
 
-def spending_more(f: Features) -> Mask:
+def spending_more_today(f: Features) -> Mask:
+    """The customer's mean of a day, of two payments or more, is over twice that of 30 days."""
+    return (f.customer_count_1d >= 2) & (f.customer_mean_1d > 2 * f.customer_mean_30d)
+
+
+def spending_more_this_week(f: Features) -> Mask:
     """The customer's mean of 7 days, of five payments or more, is over 1.5 times that of 30."""
     return (f.customer_count_7d >= 5) & (f.customer_mean_7d > 1.5 * f.customer_mean_30d)
 
@@ -54,36 +68,53 @@ def burst(f: Features) -> Mask:
     return (f.customer_count_1d >= 8) & (f.customer_count_1d * 30 > 2.5 * f.customer_count_30d)
 
 
-def large_at_night(f: Features) -> Mask:
-    """At night, over twice the customer's mean of 30 days."""
-    return f.night & (f.amount > 2 * MINOR_UNITS * f.customer_mean_30d)
+def terminal_some_fraud(f: Features) -> Mask:
+    """Some, but less than half, of the terminal's payments of the last known week were fraud."""
+    return (f.terminal_fraud_7d > 0) & (f.terminal_fraud_7d < 0.5)
 
 
 def terminal_bad_day(f: Features) -> Mask:
-    """Half or more of the terminal's payments were fraud on the last day that is known."""
+    """Half or more of the terminal's payments of the last known day were fraud."""
     return f.terminal_fraud_1d >= 0.5
 
 
 def terminal_bad_week(f: Features) -> Mask:
-    """Half or more of the terminal's payments were fraud in the last week that is known."""
+    """Half or more of the terminal's payments of the last known week were fraud."""
     return f.terminal_fraud_7d >= 0.5
 
 
-def terminal_bad_month(f: Features) -> Mask:
-    """A tenth or more of the terminal's payments were fraud in the last 30 days that are known."""
-    return f.terminal_fraud_30d >= 0.1
+def terminal_turned_bad(f: Features) -> Mask:
+    """10 to 30 % of the terminal's payments of the last known 30 days were fraud: a new thing."""
+    return (f.terminal_fraud_30d >= 0.1) & (f.terminal_fraud_30d < 0.3)
+
+
+def terminal_long_bad(f: Features) -> Mask:
+    """30 % or more of the terminal's payments of the last known 30 days were fraud: it may end."""
+    return f.terminal_fraud_30d >= 0.3
+
+
+def _has_usual(f: Features) -> Mask:
+    """Five payments are enough to say what is usual."""
+    return f.customer_count_30d >= 5
+
+
+def _times_usual(f: Features) -> Floats:
+    return f.amount / (MINOR_UNITS * f.customer_mean_30d)
 
 
 RULES: Mapping[Reason, Rule] = MappingProxyType(
     {
         Reason.LARGE_AMOUNT: large_amount,
+        Reason.ABOVE_USUAL: above_usual,
         Reason.FAR_ABOVE_USUAL: far_above_usual,
-        Reason.SPENDING_MORE: spending_more,
+        Reason.SPENDING_MORE_TODAY: spending_more_today,
+        Reason.SPENDING_MORE_THIS_WEEK: spending_more_this_week,
         Reason.BURST: burst,
-        Reason.LARGE_AT_NIGHT: large_at_night,
+        Reason.TERMINAL_SOME_FRAUD: terminal_some_fraud,
         Reason.TERMINAL_BAD_DAY: terminal_bad_day,
         Reason.TERMINAL_BAD_WEEK: terminal_bad_week,
-        Reason.TERMINAL_BAD_MONTH: terminal_bad_month,
+        Reason.TERMINAL_TURNED_BAD: terminal_turned_bad,
+        Reason.TERMINAL_LONG_BAD: terminal_long_bad,
     }
 )
 

@@ -34,14 +34,13 @@ def test_a_share_of_nothing_is_zero() -> None:
 
 
 def test_the_fifteen_features_keep_their_order() -> None:
-    one = np.array([1])
     features = assemble(
         amount=np.array([12_345]),
         at=np.array([0]),
-        customer_count=[one, 2 * one, 3 * one],
-        customer_sum=[100 * one, 400 * one, 900 * one],
-        terminal_count=[4 * one, 5 * one, 8 * one],
-        terminal_frauds=[one, 0 * one, one],
+        customer_count=np.array([[1, 2, 3]]),
+        customer_sum=np.array([[100, 400, 900]]),
+        terminal_count=np.array([[4, 5, 8]]),
+        terminal_frauds=np.array([[1, 0, 1]]),
     )
     assert len(Features._fields) == 15
     assert features.matrix().tolist() == [

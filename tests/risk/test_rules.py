@@ -32,15 +32,23 @@ def payment(**changed: float) -> Features:
 
 EDGES = [
     (Reason.LARGE_AMOUNT, {"amount": 22_001}, {"amount": 22_000}),
+    (Reason.ABOVE_USUAL, {"amount": 10_001}, {"amount": 10_000}),
+    (Reason.ABOVE_USUAL, {"amount": 15_000}, {"amount": 15_001}),
     (Reason.FAR_ABOVE_USUAL, {"amount": 15_001}, {"amount": 15_000}),
     (
         Reason.FAR_ABOVE_USUAL,
         {"amount": 15_001, "customer_count_30d": 5},
         {"amount": 15_001, "customer_count_30d": 4},
     ),
-    (Reason.SPENDING_MORE, {"customer_mean_7d": 75.01}, {"customer_mean_7d": 75.0}),
+    (Reason.SPENDING_MORE_TODAY, {"customer_mean_1d": 100.01}, {"customer_mean_1d": 100.0}),
     (
-        Reason.SPENDING_MORE,
+        Reason.SPENDING_MORE_TODAY,
+        {"customer_mean_1d": 100.01, "customer_count_1d": 2},
+        {"customer_mean_1d": 100.01, "customer_count_1d": 1},
+    ),
+    (Reason.SPENDING_MORE_THIS_WEEK, {"customer_mean_7d": 75.01}, {"customer_mean_7d": 75.0}),
+    (
+        Reason.SPENDING_MORE_THIS_WEEK,
         {"customer_mean_7d": 75.01, "customer_count_7d": 5},
         {"customer_mean_7d": 75.01, "customer_count_7d": 4},
     ),
@@ -50,11 +58,13 @@ EDGES = [
         {"customer_count_1d": 8, "customer_count_30d": 95},
         {"customer_count_1d": 8, "customer_count_30d": 96},
     ),
-    (Reason.LARGE_AT_NIGHT, {"amount": 10_001, "night": True}, {"amount": 10_001}),
-    (Reason.LARGE_AT_NIGHT, {"amount": 10_001, "night": True}, {"amount": 10_000, "night": True}),
+    (Reason.TERMINAL_SOME_FRAUD, {"terminal_fraud_7d": 0.01}, {"terminal_fraud_7d": 0.0}),
+    (Reason.TERMINAL_SOME_FRAUD, {"terminal_fraud_7d": 0.49}, {"terminal_fraud_7d": 0.5}),
     (Reason.TERMINAL_BAD_DAY, {"terminal_fraud_1d": 0.5}, {"terminal_fraud_1d": 0.49}),
     (Reason.TERMINAL_BAD_WEEK, {"terminal_fraud_7d": 0.5}, {"terminal_fraud_7d": 0.49}),
-    (Reason.TERMINAL_BAD_MONTH, {"terminal_fraud_30d": 0.1}, {"terminal_fraud_30d": 0.09}),
+    (Reason.TERMINAL_TURNED_BAD, {"terminal_fraud_30d": 0.1}, {"terminal_fraud_30d": 0.09}),
+    (Reason.TERMINAL_TURNED_BAD, {"terminal_fraud_30d": 0.29}, {"terminal_fraud_30d": 0.3}),
+    (Reason.TERMINAL_LONG_BAD, {"terminal_fraud_30d": 0.3}, {"terminal_fraud_30d": 0.29}),
 ]
 
 
@@ -69,12 +79,9 @@ def test_a_plain_payment_gives_no_reason() -> None:
 
 
 def test_reasons_are_the_bits_of_all_rules_that_hold() -> None:
-    suspicious = payment(amount=50_000, night=True, terminal_fraud_1d=1.0)
+    suspicious = payment(amount=50_000, terminal_fraud_1d=1.0)
     assert Reason(int(reasons(suspicious)[0])) == (
-        Reason.LARGE_AMOUNT
-        | Reason.FAR_ABOVE_USUAL
-        | Reason.LARGE_AT_NIGHT
-        | Reason.TERMINAL_BAD_DAY
+        Reason.LARGE_AMOUNT | Reason.FAR_ABOVE_USUAL | Reason.TERMINAL_BAD_DAY
     )
 
 
