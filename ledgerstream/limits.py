@@ -91,8 +91,8 @@ class Limits:
         2_000  # a snapshot is due when replaying since the last would take longer
     )
     snapshot_share_max: float = 0.1  # of the time, all snapshots together
-    snapshot_page_rows: int = 4_096
-    snapshot_txn_pages: int = 64
+    snapshot_page_bytes: int = 256 * KIB
+    snapshot_txn_pages: int = 16
     audit_rows_kept: int = 1_000  # newest ls_steps rows kept a partition; older ones are merged
     postgres_connect_ms_max: int = 30_000
     postgres_command_ms_max: int = 120_000

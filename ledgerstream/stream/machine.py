@@ -7,8 +7,9 @@ the caller settles with `forget` once the step is committed, or undoes with `rol
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,26 +69,55 @@ class Input:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Piece:
     """What one step of one partition does to the world, to be committed whole.
 
     copies: for each table the bytes of its rows (without COPY's header) and their number.
     digest: of the state after it, 16 bytes.
+    inputs: what it was made from, one frame of state each.
     """
 
     partition: int
     start: int
     stop: int
     events: int
-    copies: dict[type[Table], tuple[bytes, int]] = field(default_factory=dict)
-    dead: Sequence[DeadLetter] = ()
-    digest: bytes = b""
-    source: Input | None = None
+    copies: Mapping[type[Table], tuple[Sequence[bytes], int]]
+    dead: Sequence[DeadLetter]
+    digest: bytes
+    inputs: Sequence[Input]
 
     @property
     def rows(self) -> int:
         return sum(count for _, count in self.copies.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of what would be copied."""
+        return sum(len(part) for parts, _ in self.copies.values() for part in parts)
+
+
+def join(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one partition, one after the other, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    copies: dict[type[Table], tuple[list[bytes], int]] = {}
+    for piece in pieces:
+        for table, (parts, rows) in piece.copies.items():
+            before, count = copies.setdefault(table, ([], 0))
+            copies[table] = [*before, *parts], count + rows
+    for earlier, later in pairwise(pieces):
+        assert (earlier.partition, earlier.stop) == (later.partition, later.start)
+    return Piece(
+        pieces[0].partition,
+        pieces[0].start,
+        pieces[-1].stop,
+        sum(piece.events for piece in pieces),
+        copies,
+        [letter for piece in pieces for letter in piece.dead],
+        pieces[-1].digest,
+        [given for piece in pieces for given in piece.inputs],
+    )
 
 
 def dead_letter(batch: Batch, at: int, error: str) -> DeadLetter:
@@ -153,7 +183,7 @@ class Machine:
             copies,
             work.undecodable,
             self.state.digest(),
-            given,
+            [given],
         )
 
     def forget(self) -> None:
@@ -164,16 +194,18 @@ class Machine:
         """Undo the newest step."""
         self.state.rollback()
 
-    def _process(self, batch: Batch, outputs: bool) -> dict[type[Table], tuple[bytes, int]]:
+    def _process(
+        self, batch: Batch, outputs: bool
+    ) -> dict[type[Table], tuple[Sequence[bytes], int]]:
         if len(batch) == 0:
             return {}
         result = self.processor.process(batch, self.state)
         if not outputs:
             return {}
-        copies = {}
+        copies: dict[type[Table], tuple[Sequence[bytes], int]] = {}
         for table, parts in by_table(self.processor, result).items():
             encoded = encode(parts, batch, self.topic_number, self.partition)
-            copies[table] = encoded, sum(len(rows) for rows in parts)
+            copies[table] = [encoded], sum(len(rows) for rows in parts)
         return copies
 
     def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:

@@ -326,9 +326,9 @@ class Sink:
     async def _copy(self, pieces: Sequence[Piece]) -> None:
         by_table: dict[type[Table], list[bytes]] = {}
         for piece in pieces:
-            for table, (encoded, rows) in piece.copies.items():
+            for table, (parts, rows) in piece.copies.items():
                 if rows:
-                    by_table.setdefault(table, []).append(encoded)
+                    by_table.setdefault(table, []).extend(parts)
         for table in sorted(by_table, key=lambda each: str(each.relation().name)):
             await self.connection.copy_to_table(
                 table.relation().name,
