@@ -30,11 +30,11 @@ def explain(payment: Mapping[str, Any]) -> str:
 def phrase(reason: Reason, payment: Mapping[str, Any]) -> str:
     """What one reason says about this payment."""
     usual = payment["customer_mean_30d"]
-    times = payment["amount"] / MINOR_UNITS / usual
     match reason:
         case Reason.LARGE_AMOUNT:
             return f"it is over {LARGE_AMOUNT // MINOR_UNITS} EUR"
         case Reason.ABOVE_USUAL | Reason.FAR_ABOVE_USUAL:
+            times = payment["amount"] / MINOR_UNITS / usual
             return f"it is {times:.1f} times the customer's 30-day mean of {_euros(usual)}"
         case Reason.SPENDING_MORE_TODAY:
             mean = _euros(payment["customer_mean_1d"])

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from risk.features import MINOR_UNITS, Features, Floats, Ints, Mask
+from risk.features import MINOR_UNITS, Features, Ints, Mask
 
 Rule: TypeAlias = Callable[[Features], Mask]
 
@@ -44,13 +44,12 @@ def large_amount(f: Features) -> Mask:
 
 def above_usual(f: Features) -> Mask:
     """The amount is over two and up to three times the customer's mean of 30 days."""
-    times = _times_usual(f)
-    return _has_usual(f) & (times > 2) & (times <= 3)
+    return _has_usual(f) & _over_usual(f, 2) & ~_over_usual(f, 3)
 
 
 def far_above_usual(f: Features) -> Mask:
     """The amount is over three times the customer's mean of 30 days."""
-    return _has_usual(f) & (_times_usual(f) > 3)
+    return _has_usual(f) & _over_usual(f, 3)
 
 
 def spending_more_today(f: Features) -> Mask:
@@ -98,8 +97,8 @@ def _has_usual(f: Features) -> Mask:
     return f.customer_count_30d >= 5
 
 
-def _times_usual(f: Features) -> Floats:
-    return f.amount / (MINOR_UNITS * f.customer_mean_30d)
+def _over_usual(f: Features, times: int) -> Mask:
+    return f.amount > times * MINOR_UNITS * f.customer_mean_30d
 
 
 RULES: Mapping[Reason, Rule] = MappingProxyType(

@@ -78,6 +78,11 @@ def test_a_plain_payment_gives_no_reason() -> None:
     assert reasons(payment()).tolist() == [0]
 
 
+def test_a_customer_who_never_spent_anything_is_no_division_by_zero() -> None:
+    free = payment(amount=0, customer_mean_1d=0.0, customer_mean_7d=0.0, customer_mean_30d=0.0)
+    assert reasons(free).tolist() == [0]
+
+
 def test_reasons_are_the_bits_of_all_rules_that_hold() -> None:
     suspicious = payment(amount=50_000, terminal_fraud_1d=1.0)
     assert Reason(int(reasons(suspicious)[0])) == (
