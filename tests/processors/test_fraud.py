@@ -122,6 +122,7 @@ def test_models_on_streamed_features_reproduce_the_published_table(
 
 
 @needs_data
+@pytest.mark.slow
 def test_the_published_points_are_those_that_refit_finds(
     real: NDArray, real_scored: dict[str, NDArray]
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_published_points_are_those_that_refit_finds(
 
 
 @needs_data
+@pytest.mark.slow
 def test_the_score_card_is_as_good_as_its_docstring_says(
     real: NDArray, real_scored: dict[str, NDArray]
 ) -> None:
