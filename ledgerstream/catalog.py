@@ -8,6 +8,7 @@ tagged by kind, so that the catalogue's log can be read with any consumer.
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,7 +22,13 @@ from ledgerstream.limits import LIMITS
 from ledgerstream.machine import Decision
 
 NAME_MAX = 249
+# written by the broker alone; clients may read them
+RESERVED_TOPICS = frozenset({"__cluster_metadata", "__consumer_offsets", "__transaction_state"})
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+class ClusterFormed(msgspec.Struct, tag="cluster-formed", frozen=True):
+    cluster_id: str
 
 
 class TopicCreated(msgspec.Struct, tag="topic-created", frozen=True):
@@ -49,7 +56,9 @@ class ProducerIdsGiven(msgspec.Struct, tag="producer-ids-given", frozen=True):
     next_id: int  # no id below it is ever given again
 
 
-CatalogRecord = TopicCreated | TopicDeleted | PartitionsAdded | ConfigChanged | ProducerIdsGiven
+CatalogRecord = (
+    ClusterFormed | TopicCreated | TopicDeleted | PartitionsAdded | ConfigChanged | ProducerIdsGiven
+)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[CatalogRecord] = msgspec.json.Decoder(CatalogRecord)
@@ -95,8 +104,15 @@ class Catalog:
     def __init__(self) -> None:
         self.topics: dict[str, Topic] = {}
         self.by_id: dict[UUID, Topic] = {}
+        self.cluster_id = ""
         self.next_producer_id = 0
         self.version = 0  # counts replayed records: a cheap "has anything changed?"
+
+    def decide_form(self, chance: UUID) -> Decision[CatalogRecord, str]:
+        """A new cluster's id, once and for all."""
+        assert not self.cluster_id
+        cluster_id = urlsafe_b64encode(chance.bytes).decode().rstrip("=")
+        return Decision((ClusterFormed(cluster_id),), cluster_id)
 
     def decide_create(
         self,
@@ -110,6 +126,10 @@ class Catalog:
     ) -> Decided:
         if bad := why_bad_name(name):
             return refuse(ErrorCode.invalid_topic_exception, bad)
+        if name in RESERVED_TOPICS:
+            return refuse(
+                ErrorCode.invalid_request, f"Creation of internal topic {name} is prohibited."
+            )
         if name in self.topics:
             return refuse(ErrorCode.topic_already_exists, f"Topic '{name}' already exists.")
         clash = _clashing(name, self.topics)
@@ -195,6 +215,9 @@ class Catalog:
         """The only method that changes state, live and after a restart alike."""
         self.version += 1
         match record:
+            case ClusterFormed():
+                assert not self.cluster_id, record
+                self.cluster_id = record.cluster_id
             case TopicCreated():
                 assert record.name not in self.topics, record
                 topic = _topic(record)

@@ -8,7 +8,7 @@ that murmur2 sends them where Java would.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -264,6 +264,21 @@ def partition_order(hashes: np.ndarray, partitions: int) -> list[tuple[int, np.n
         for p in range(partitions)
         if bounds[p] < bounds[p + 1]
     ]
+
+
+def concatenate(parts: Sequence[Decoded], dtype: np.dtype, start: int) -> Decoded:
+    """Consecutive decoded parts as one; an empty one at `start` if there are none."""
+    if len(parts) == 1:
+        return parts[0]
+    empty = [np.zeros(0, np.int64)]
+    return Decoded(
+        np.concatenate([part.rows for part in parts] or [np.zeros(0, dtype)]),
+        np.concatenate([part.offset for part in parts] or empty),
+        np.concatenate([part.timestamp for part in parts] or empty),
+        np.concatenate([part.partition_hash for part in parts] or [np.zeros(0, np.int32)]),
+        parts[-1].next_offset if parts else start,
+        [bad for part in parts for bad in part.bad],
+    )
 
 
 def murmur2(data: bytes) -> int:

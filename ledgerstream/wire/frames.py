@@ -38,6 +38,11 @@ class Frames:
         """Whether a part of a frame has come in."""
         return self._large is not None or self._filled > self._start
 
+    @property
+    def large_bytes(self) -> int:
+        """The size of a large frame that is coming in, or 0."""
+        return 0 if self._large is None else len(self._large)
+
     def buffer(self) -> memoryview:
         """Where the next bytes go; never empty."""
         if self._large is not None:

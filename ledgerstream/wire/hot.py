@@ -179,6 +179,45 @@ def fetch_reply(
     return pieces
 
 
+def produce_request(
+    version: int,
+    correlation_id: int,
+    client_id: str,
+    acks: int,
+    timeout_ms: int,
+    topics: Sequence[tuple[str, UUID | None, Sequence[tuple[int, Sequence[Buffer]]]]],
+    transactional_id: str | None = None,
+) -> list[Buffer]:
+    """A whole Produce request, versions 3 to 13: (name, id, [(partition, batch as buffers)])."""
+    flexible, by_id = version >= PRODUCE_FLEXIBLE, version >= PRODUCE_TOPIC_IDS
+    name = client_id.encode()
+    head = bytearray(4)
+    head += struct.pack(">hhih", 0, version, correlation_id, len(name)) + name
+    if flexible:
+        head += b"\x00"
+    head += _string(transactional_id, flexible) + struct.pack(">hi", acks, timeout_ms)
+    head += _count(len(topics), flexible)
+    pieces: list[Buffer] = []
+    size = 0
+    for topic, topic_id, parts in topics:
+        head += _topic(topic, topic_id, by_id, flexible) + _count(len(parts), flexible)
+        for partition, batch in parts:
+            batch_size = sum(map(len, batch))
+            head += _I32.pack(partition) + _count(batch_size, flexible)
+            size += len(head) + batch_size
+            pieces.append(bytes(head))
+            pieces += batch
+            head = bytearray(b"\x00") if flexible else bytearray()
+        if flexible:
+            head += b"\x00"
+    if flexible:
+        head += b"\x00"
+    size += len(head)
+    pieces.append(bytes(head))
+    pieces[0] = _I32.pack(size - 4) + bytes(pieces[0])[4:]
+    return pieces
+
+
 def _aborted(aborted: Sequence[tuple[int, int]] | None, flexible: bool) -> bytes:
     if aborted is None:
         return b"\x00" if flexible else b"\xff\xff\xff\xff"

@@ -1,0 +1,58 @@
+"""ApiVersions: what is spoken here. Clients switch features on by what they see in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kio.schema.errors import ErrorCode
+
+from ledgerstream.broker.server import Connection, Exchange
+from ledgerstream.wire.messages import RequestHeader
+from ledgerstream.wire.versions import BROKER_VERSIONS, Api
+
+if TYPE_CHECKING:
+    from ledgerstream.broker.node import Node
+
+_KEYS = [
+    {"api_key": int(api), "min_version": low, "max_version": high}
+    for api, (low, high) in sorted(BROKER_VERSIONS.items())
+]
+
+
+def handle(node: Node, exchange: Exchange) -> None:
+    request = exchange.message
+    if exchange.header.version >= 3 and not _plausible(request):
+        exchange.answer(**_fields(ErrorCode.invalid_request))
+        return
+    exchange.answer(**_fields(ErrorCode.none))
+
+
+def answer_unsupported(connection: Connection, correlation_id: int, size: int) -> None:
+    """A version that is not spoken here is answered in version 0 (KIP-511)."""
+    header = RequestHeader(Api.API_VERSIONS, 0, correlation_id, None, 0)
+    exchange = Exchange(connection, header, None, size)
+    connection.push(exchange)
+    exchange.answer(**_fields(ErrorCode.unsupported_version))
+
+
+def _plausible(request: Any) -> bool:
+    """KIP-511: a client's software name and version are letters, digits, '.' and '-'."""
+    return all(
+        text and text[0].isalnum() and text[-1].isalnum()
+        and all(c.isascii() and (c.isalnum() or c in ".-") for c in text)
+        for text in (request.client_software_name, request.client_software_version)
+    )  # fmt: skip
+
+
+def _fields(error: ErrorCode) -> dict[str, Any]:
+    keys = _KEYS if error is not ErrorCode.invalid_request else []
+    if error is ErrorCode.unsupported_version:
+        keys = [key for key in _KEYS if key["api_key"] == Api.API_VERSIONS]
+    return {
+        "error_code": error,
+        "api_keys": keys,
+        "throttle_time": 0,
+        "supported_features": [],
+        "finalized_features_epoch": 0,
+        "finalized_features": [],
+    }

@@ -1,0 +1,100 @@
+"""A frame to its conversation: header, version check, message, handler.
+
+A handler is called with the node and an exchange, and answers it now or later. What is not spoken
+here, or is malformed, closes its connection with one logged line. This is the supervisor in which
+`except Exception` stands: a handler that fails costs its connection, not the broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ledgerstream.broker import admin, apiversions, configs, fetch, metadata, offsets, produce
+from ledgerstream.broker.server import Connection, Exchange
+from ledgerstream.errors import ProtocolError
+from ledgerstream.wire import messages
+from ledgerstream.wire.versions import BROKER_VERSIONS, PRODUCE_VERSION_MIN, Api
+
+if TYPE_CHECKING:
+    from ledgerstream.broker.node import Node
+
+log = structlog.get_logger("broker")
+
+Handler = Callable[["Node", Exchange], Awaitable[None] | None]
+
+HANDLERS: dict[Api, Handler] = {
+    Api.PRODUCE: produce.handle,
+    Api.FETCH: fetch.handle,
+    Api.LIST_OFFSETS: offsets.list_offsets,
+    Api.METADATA: metadata.handle,
+    Api.API_VERSIONS: apiversions.handle,
+    Api.CREATE_TOPICS: admin.create_topics,
+    Api.DELETE_TOPICS: admin.delete_topics,
+    Api.INIT_PRODUCER_ID: produce.init_producer_id,
+    Api.OFFSET_FOR_LEADER_EPOCH: offsets.for_leader_epoch,
+    Api.DESCRIBE_CONFIGS: configs.describe,
+    Api.DESCRIBE_LOG_DIRS: admin.describe_log_dirs,
+    Api.CREATE_PARTITIONS: admin.create_partitions,
+    Api.INCREMENTAL_ALTER_CONFIGS: configs.alter,
+    Api.DESCRIBE_CLUSTER: metadata.describe_cluster,
+}
+assert HANDLERS.keys() == BROKER_VERSIONS.keys()
+
+_API_OF = {int(api): api for api in Api}
+
+
+class Dispatch:
+    """Finds the conversation of each request."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.requests = dict.fromkeys(HANDLERS, 0)
+
+    def receive(self, connection: Connection, frame: memoryview) -> None:
+        """Raises ProtocolError for what closes the connection."""
+        key, version, correlation_id = messages.peek_api(frame)
+        api = _API_OF.get(key)
+        if api is None:
+            raise ProtocolError(f"API {key} is not spoken here.")
+        low, high = BROKER_VERSIONS[api]
+        if not low <= version <= high:
+            if api is Api.API_VERSIONS:
+                apiversions.answer_unsupported(connection, correlation_id, len(frame))
+                return
+            raise ProtocolError(f"{api.name} version {version} is not spoken here ({low}–{high}).")
+        if api is Api.PRODUCE and version < PRODUCE_VERSION_MIN:
+            raise ProtocolError(f"PRODUCE version {version} has no record batches of format 2.")
+        flexible = messages.request_type(key, version).__flexible__
+        header = messages.read_request_header(frame, flexible)
+        message = messages.read_request(header, frame)
+        exchange = Exchange(connection, header, message, len(frame))
+        connection.push(exchange)
+        self.requests[api] += 1
+        self._handle(api, exchange)
+
+    def _handle(self, api: Api, exchange: Exchange) -> None:
+        try:
+            waiting = HANDLERS[api](self.node, exchange)
+        except ProtocolError:
+            raise
+        except Exception:  # noqa: BLE001 - the supervisor: one connection pays, the others go on
+            self._failed(api, exchange)
+            return
+        if waiting is not None:
+            self.node.spawn(self._finish(api, exchange, waiting))
+
+    async def _finish(self, api: Api, exchange: Exchange, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        except ProtocolError as error:
+            exchange.connection.close(str(error))
+        except Exception:  # noqa: BLE001 - the supervisor, for what was answered later
+            self._failed(api, exchange)
+
+    @staticmethod
+    def _failed(api: Api, exchange: Exchange) -> None:
+        log.exception("request failed", api=api.name, peer=exchange.connection.peer)
+        exchange.connection.close(f"{api.name} failed inside the broker; see the line above")

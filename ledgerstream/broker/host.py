@@ -1,0 +1,75 @@
+"""Performs the decisions of a pure machine: append, replay at once, reply when durable.
+
+Whatever is decided next sees the new state; nobody is told of it before the log is durable up to
+it. If an append fails, the machine is thrown away: for the catalogue that means that the broker
+stops and replays when it is started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from ledgerstream.broker.replica import Replica
+from ledgerstream.errors import CorruptError, StorageError
+from ledgerstream.log import Appended, Partition
+from ledgerstream.machine import Decision, Machine
+from ledgerstream.wire import batches
+
+R = TypeVar("R")
+Reply = TypeVar("Reply")
+READ_BYTES = 4 * 1024 * 1024
+
+
+class Host(Generic[R]):
+    """A machine, and the replica of the partition that is its log."""
+
+    def __init__(
+        self,
+        machine: Machine[R],
+        replica: Replica,
+        encode: Callable[[R], bytes],
+        now_ms: Callable[[], int],
+        performed: Callable[[Sequence[R]], None],
+    ) -> None:
+        self.machine = machine
+        self.replica = replica
+        self._encode = encode
+        self._now_ms = now_ms
+        self._performed = performed  # what the node does about new records, before the reply
+
+    def act(self, decision: Decision[R, Reply]) -> int:
+        """Append and replay; the offset up to which the reply's durability is to be awaited."""
+        partition = self.replica.partition
+        if decision.records:
+            now_ms = self._now_ms()
+            items = [batches.NewRecord(None, self._encode(r), now_ms) for r in decision.records]
+            batch = batches.encode_batch(items)
+            appended = partition.append(batch, batches.parse_header(batch), now_ms)
+            if not isinstance(appended, Appended):
+                raise StorageError(f"{partition.key} takes no records: {appended}")
+            for record in decision.records:
+                self.machine.replay(record)
+            self._performed(decision.records)
+        return partition.next_offset
+
+    async def perform(self, decision: Decision[R, Reply]) -> Reply:
+        """The decision's reply, once everything that it rests on is durable."""
+        await self.replica.wait_durable(self.act(decision))
+        return decision.reply
+
+
+def replay_log(partition: Partition) -> Iterator[bytes]:
+    """Each record's value from the log's start to its durable end. Blocking: for start-up."""
+    offset = partition.log_start_offset
+    while offset < partition.high_watermark:
+        read = partition.read_cold(offset, READ_BYTES, partition.high_watermark)
+        data = b"".join(read.data)
+        before = offset
+        for at, header in batches.headers(data):
+            for record in batches.records(data, at):
+                if record.offset >= offset and record.value is not None:
+                    yield record.value
+            offset = header.next_offset
+        if offset == before:
+            raise CorruptError(f"{partition.key} cannot be read at offset {offset:,}.")

@@ -1,0 +1,225 @@
+"""Produce and InitProducerId: batches in, offsets out, once they are durable.
+
+Each batch is checked by header, size, CRC and count, given its place, and queued for the next
+round; the reply leaves when the last of them is durable. acks=1 waits like acks=all; acks=0 has no
+reply.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from kio.schema.errors import ErrorCode
+
+from ledgerstream.broker.replica import Replica
+from ledgerstream.broker.server import Exchange
+from ledgerstream.catalog import RESERVED_TOPICS
+from ledgerstream.errors import DecodeError
+from ledgerstream.log import Appended, Refused, check_client_batch, check_request
+from ledgerstream.wire import batches, messages
+from ledgerstream.wire.batches import Header
+from ledgerstream.wire.hot import PRODUCE_TOPIC_IDS, Produced, ProducedTopic, produce_reply
+
+if TYPE_CHECKING:
+    from ledgerstream.broker.node import Node
+
+STORAGE_ERROR = int(ErrorCode.kafka_storage_error.value)
+TIMED_OUT = int(ErrorCode.request_timed_out.value)
+
+
+class Production:
+    """A Produce request under way: the results so far, and how many partitions are not durable."""
+
+    __slots__ = ("deadline", "exchange", "results", "topics", "undurable")
+
+    def __init__(self, exchange: Exchange, deadline: float) -> None:
+        self.exchange = exchange
+        self.deadline = deadline
+        self.topics: list[tuple[str, UUID | None, int]] = []  # name, id, partitions
+        self.results: list[Produced] = []
+        self.undurable: set[int] = set()  # places in `results`
+
+    def durable(self, place: int, well: bool, message: str | None) -> None:
+        """The batch at this place is on disk, or its partition failed."""
+        if place not in self.undurable:
+            return  # timed out before
+        self.undurable.discard(place)
+        if not well:
+            self.fail(place, STORAGE_ERROR, message)
+        self.reply_if_done()
+
+    def fail(self, place: int, error: int, message: str | None) -> None:
+        self.results[place] = Produced(self.results[place].partition, error, -1, -1, -1, message)
+
+    def expire(self) -> None:
+        """It takes too long: what is not durable may or may not come to be."""
+        for place in tuple(self.undurable):
+            self.fail(place, TIMED_OUT, None)
+        self.undurable.clear()
+        self.reply_if_done()
+
+    def reply_if_done(self) -> None:
+        if self.undurable:
+            return
+        header = self.exchange.header
+        topics, place = [], 0
+        for name, topic_id, count in self.topics:
+            topics.append(ProducedTopic(name, topic_id, self.results[place : place + count]))
+            place += count
+        self.exchange.send((produce_reply(header.version, header.correlation_id, topics),))
+
+
+def handle(node: Node, exchange: Exchange) -> None:
+    request, version = exchange.message, exchange.header.version
+    if request.acks not in (-1, 0, 1):
+        _refuse_all(exchange, ErrorCode.invalid_required_acks)
+        return
+    now_ms = node.now_ms()
+    production = Production(exchange, node.loop.time() + messages.ms(request.timeout) / 1000)
+    checked = [
+        (topic, part, *_check(node, topic, part, version, now_ms))
+        for topic in request.topic_data
+        for part in topic.partition_data
+    ]
+    headers = [found for _, _, _, found in checked if isinstance(found, Header)]
+    if refusal := check_request(headers, request.transactional_id):
+        _refuse_all(exchange, refusal.code)
+        return
+    for topic in request.topic_data:
+        name = getattr(topic, "name", "")
+        production.topics.append(
+            (name, getattr(topic, "topic_id", None), len(topic.partition_data))
+        )
+    waits: list[tuple[Replica, int, int]] = []
+    for place, (_, part, replica, found) in enumerate(checked):
+        if isinstance(found, Refused):
+            production.results.append(_refused(part.index, found, replica))
+            continue
+        assert replica is not None
+        production.results.append(_append(replica, part, found, now_ms, place, waits))
+    if request.acks == 0:
+        failed = any(result.error for result in production.results)
+        exchange.send(())
+        if failed:
+            exchange.connection.close("a record was refused that asked for no acknowledgement")
+        return
+    production.undurable.update(place for _, _, place in waits)
+    for replica, offset, place in waits:
+        partition = replica.partition
+        replica.when_durable(
+            offset,
+            lambda well, place=place, partition=partition: production.durable(  # type: ignore[misc]
+                place, well, partition.failure
+            ),
+        )
+    if not waits:
+        production.reply_if_done()
+    elif production.undurable:
+        node.waiting_produce.append(production)
+
+
+def _check(
+    node: Node, topic: Any, part: Any, version: int, now_ms: int
+) -> tuple[Replica | None, Header | Refused]:
+    """The partition and the header of its one batch, or why not."""
+    if version >= PRODUCE_TOPIC_IDS:
+        replica = node.replicas.of(topic.topic_id, part.index) if topic.topic_id else None
+        if replica is None and topic.topic_id not in node.catalog.by_id:
+            return None, Refused(ErrorCode.unknown_topic_id, "")
+    else:
+        replica = node.replicas.named(topic.name, part.index)
+    if replica is None:
+        return None, Refused(ErrorCode.unknown_topic_or_partition, "")
+    if replica.partition.key.topic in RESERVED_TOPICS:
+        return replica, Refused(ErrorCode.invalid_topic_exception, "The broker's own topic.")
+    partition = replica.partition
+    data = part.records or b""
+    found = check_client_batch(data, partition.config, now_ms=now_ms, version=version)
+    if isinstance(found, Header):
+        if found.transactional:
+            found = Refused(
+                ErrorCode.invalid_txn_state, "Transactions are not served by this broker yet."
+            )
+        elif "compact" in partition.config.cleanup_policy:
+            found = _check_keys(data) or found
+    return replica, found
+
+
+def _check_keys(data: bytes) -> Refused | None:
+    """A compacted topic needs a key on each record: the one place where records are walked."""
+    try:
+        if all(record.key is not None for record in batches.records(data)):
+            return None
+    except DecodeError as error:
+        return Refused(ErrorCode.corrupt_message, str(error))
+    return Refused(ErrorCode.invalid_record, "Compacted topic cannot accept message without key.")
+
+
+def _append(
+    replica: Replica,
+    part: Any,
+    header: Header,
+    now_ms: int,
+    place: int,
+    waits: list[tuple[Replica, int, int]],
+) -> Produced:
+    partition = replica.partition
+    verdict = partition.append(part.records, header, now_ms)
+    if isinstance(verdict, Refused):
+        return _refused(part.index, verdict, replica)
+    waits.append((replica, verdict.last_offset + 1, place))
+    append_time = -1
+    if isinstance(verdict, Appended):
+        append_time = verdict.log_append_time
+    elif partition.config.log_append_time:
+        append_time = verdict.timestamp
+    return Produced(part.index, 0, verdict.base_offset, append_time, partition.log_start_offset)
+
+
+def _refused(index: int, refusal: Refused, replica: Replica | None) -> Produced:
+    log_start = -1
+    if replica is not None and refusal.code is ErrorCode.invalid_record:
+        log_start = replica.partition.log_start_offset
+    return Produced(index, int(refusal.code.value), -1, -1, log_start, refusal.message or None)
+
+
+def _refuse_all(exchange: Exchange, code: ErrorCode) -> None:
+    """The request as a whole is wrong: every partition gets the same error."""
+    request, header = exchange.message, exchange.header
+    if request.acks == 0:
+        exchange.send(())
+        exchange.connection.close(
+            f"a produce request without acknowledgement is wrong: {code.name}"
+        )
+        return
+    topics = [
+        ProducedTopic(
+            getattr(topic, "name", ""),
+            getattr(topic, "topic_id", None),
+            [Produced(part.index, int(code.value), -1, -1, -1) for part in topic.partition_data],
+        )
+        for topic in request.topic_data
+    ]
+    exchange.send((produce_reply(header.version, header.correlation_id, topics),))
+
+
+async def init_producer_id(node: Node, exchange: Exchange) -> None:
+    """A fresh producer id (KIP-98). Ids come in blocks that the catalogue remembers first."""
+    request = exchange.message
+    refusal: ErrorCode | None = None
+    given_id = getattr(request, "producer_id", -1)
+    given_epoch = getattr(request, "producer_epoch", -1)
+    if request.transactional_id is not None:
+        refusal = ErrorCode.transactional_id_authorization_failed
+        if request.transactional_id == "":
+            refusal = ErrorCode.invalid_request
+    elif (given_id == -1) != (given_epoch == -1):
+        refusal = ErrorCode.invalid_request
+    if refusal is not None:
+        exchange.answer(throttle_time=0, error_code=refusal, producer_id=-1, producer_epoch=-1)
+        return
+    producer_id = await node.producer_ids.take()
+    exchange.answer(
+        throttle_time=0, error_code=ErrorCode.none, producer_id=producer_id, producer_epoch=0
+    )

@@ -1,0 +1,12 @@
+"""A Kafka client on asyncio: columnar where it matters, and never waiting for ever.
+
+`connection.py` one broker; `cluster.py` metadata, connections and retries; then, on it, `producer.py`
+(idempotent), `reader.py` (columns or batches, by assignment) and `admin.py`. `Client` has it all.
+It speaks to a LedgerStream broker and to Apache Kafka alike.
+"""
+
+from ledgerstream.client.client import EARLIEST, LATEST, Client, TopicInfo
+from ledgerstream.client.producer import Producer
+from ledgerstream.client.reader import Chunk, Reader
+
+__all__ = ["EARLIEST", "LATEST", "Chunk", "Client", "Producer", "Reader", "TopicInfo"]

@@ -1,0 +1,387 @@
+"""The client: one set of connections, and everything that is done over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from kio.schema.errors import ErrorCode
+
+from ledgerstream.client.cluster import Cluster
+from ledgerstream.client.errors import check, kafka_error
+from ledgerstream.client.producer import Producer
+from ledgerstream.client.reader import Reader
+from ledgerstream.errors import ConfigError, LedgerStreamError
+from ledgerstream.limits import LIMITS, Limits
+from ledgerstream.wire.versions import Api
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from ledgerstream.events import Event
+    from ledgerstream.wire.columns import Decoded, Encoding, KeyForm
+
+EARLIEST = -2
+LATEST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as it is now. `topic_id` is None on brokers before Kafka 3.1."""
+
+    name: str
+    topic_id: UUID | None
+    partitions: int
+
+
+class Client:
+    """`async with await Client.connect("127.0.0.1:9092") as client: …`"""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._writer: Producer | None = None
+        self._producers: list[Producer] = []
+        self._readers: list[Reader] = []
+
+    @classmethod
+    async def connect(
+        cls, servers: str, *, client_id: str = "ledgerstream", limits: Limits = LIMITS
+    ) -> Client:
+        """Connect to any of `host:port[,host:port…]` (`kafka://` in front is allowed).
+
+        Raises LedgerStreamError if none answers within the connect time limit.
+        """
+        cluster = Cluster(servers, client_id, limits)
+        try:
+            await cluster.retrying(
+                f"the brokers at {servers}", cluster.all_topics, limit_ms=limits.connect_ms_max
+            )
+        except LedgerStreamError as error:
+            await cluster.close()
+            raise LedgerStreamError(
+                f"No broker answers at {servers}.",
+                f"Is it running? `ledgerstream broker` starts one. ({error})",
+            ) from error
+        return cls(cluster)
+
+    async def close(self) -> None:
+        """Flush and close every producer, end every reader, close the connections."""
+        for producer in self._producers:
+            await producer.close()
+        for reader in self._readers:
+            await reader.close()
+        await self.cluster.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- topics
+
+    async def topic(self, name: str) -> TopicInfo:
+        """Raises KafkaError UNKNOWN_TOPIC_OR_PARTITION if there is none."""
+        known = await self.cluster.topic(name, fresh=True)
+        return TopicInfo(known.name, known.topic_id, known.partitions)
+
+    async def topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        found = await self.cluster.all_topics()
+        return sorted(
+            (TopicInfo(t.name, t.topic_id, t.partitions) for t in found), key=lambda t: t.name
+        )
+
+    async def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        replication: int = -1,
+        config: Mapping[str, str] | None = None,
+    ) -> TopicInfo:
+        """Raises KafkaError TOPIC_ALREADY_EXISTS, INVALID_CONFIG, … as the broker refuses it."""
+        entry = {
+            "name": name,
+            "num_partitions": partitions,
+            "replication_factor": replication,
+            "assignments": [],
+            "configs": [{"name": k, "value": v} for k, v in (config or {}).items()],
+        }
+        fields = {
+            "topics": [entry], "timeout": self.cluster.limits.request_ms_max,
+            "validate_only": False,
+        }  # fmt: skip
+        reply = await self._admin(Api.CREATE_TOPICS, fields)
+        (result,) = reply.topics
+        check(result.error_code, f"Topic {name!r}", getattr(result, "error_message", None))
+
+        async def appears() -> TopicInfo:
+            try:
+                return await self.topic(name)
+            except LedgerStreamError as error:
+                raise kafka_error(ErrorCode.leader_not_available, f"Topic {name!r}") from error
+
+        return await self.cluster.retrying(f"topic {name!r}", appears)
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete the topic and its data. Raises KafkaError if there is none."""
+        fields = {
+            "topics": [{"name": name, "topic_id": None}],
+            "topic_names": [name],
+            "timeout": self.cluster.limits.request_ms_max,
+        }
+        reply = await self._admin(Api.DELETE_TOPICS, fields)
+        (result,) = reply.responses
+        self.cluster.topics.pop(name, None)
+        check(result.error_code, f"Topic {name!r}", getattr(result, "error_message", None))
+
+    async def add_partitions(self, name: str, total: int) -> None:
+        """Grow a topic to `total` partitions. Keys move: do not do this to keyed state."""
+        fields = {
+            "topics": [{"name": name, "count": total, "assignments": None}],
+            "timeout": self.cluster.limits.request_ms_max,
+            "validate_only": False,
+        }
+        reply = await self._admin(Api.CREATE_PARTITIONS, fields)
+        (result,) = reply.results
+        check(result.error_code, f"Topic {name!r}", result.error_message)
+        self.cluster.forget(name)
+
+    async def topic_config(self, name: str) -> dict[str, str | None]:
+        """Every setting of a topic as it is in force."""
+        fields = {
+            "resources": [{"resource_type": 2, "resource_name": name, "configuration_keys": None}],
+            "include_synonyms": False,
+            "include_documentation": False,
+        }
+        reply = await self._admin(Api.DESCRIBE_CONFIGS, fields)
+        (result,) = reply.results
+        check(result.error_code, f"Topic {name!r}", result.error_message)
+        return {entry.name: entry.value for entry in result.configs}
+
+    async def alter_topic(self, name: str, changes: Mapping[str, str | None]) -> None:
+        """Set settings of a topic; None sets one back to its default."""
+        fields = {
+            "resources": [{
+                "resource_type": 2,
+                "resource_name": name,
+                "configs": [
+                    {"name": setting, "config_operation": 1 if value is None else 0, "value": value}
+                    for setting, value in changes.items()
+                ],
+            }],
+            "validate_only": False,
+        }  # fmt: skip
+        reply = await self._admin(Api.INCREMENTAL_ALTER_CONFIGS, fields)
+        (result,) = reply.responses
+        check(result.error_code, f"Topic {name!r}", result.error_message)
+
+    async def _admin(self, api: Api, fields: dict[str, Any]) -> Any:
+        """An administrative request, once, at the controller."""
+        if self.cluster.controller < 0:
+            await self.cluster.all_topics()
+        return await self.cluster.call(api, fields, broker=self.cluster.controller)
+
+    # -- offsets
+
+    async def list_offsets(
+        self, topic: str, times: Mapping[int, int], *, committed: bool = True
+    ) -> dict[int, int]:
+        """Offset of each partition at EARLIEST, LATEST, or the first record at or after a time.
+
+        Times in ms. A time after the last record gives the end.
+        """
+        known = await self.cluster.topic(topic)
+        found: dict[int, int] = {}
+
+        async def ask(broker: int, wanted: Mapping[int, int]) -> None:
+            fields = {
+                "replica_id": -1,
+                "isolation_level": 1 if committed else 0,
+                "topics": [{
+                    "name": topic,
+                    "partitions": [
+                        {"partition_index": p, "current_leader_epoch": -1, "timestamp": t}
+                        for p, t in wanted.items()
+                    ],
+                }],
+            }  # fmt: skip
+            reply = await self.cluster.call(Api.LIST_OFFSETS, fields, broker=broker)
+            for part in reply.topics[0].partitions:
+                check(part.error_code, f"{topic}-{part.partition_index}")
+                found[part.partition_index] = part.offset
+
+        async def ask_all() -> None:
+            by_broker: dict[int, dict[int, int]] = {}
+            for partition, when in times.items():
+                broker = await self.cluster.leader(topic, partition)
+                by_broker.setdefault(broker, {})[partition] = when
+            for broker, wanted in by_broker.items():
+                await ask(broker, wanted)
+
+        await self.cluster.retrying(f"offsets of {topic!r}", ask_all, refresh=topic)
+        late = {p: LATEST for p, offset in found.items() if offset < 0 and times[p] != LATEST}
+        if late:
+            found.update(await self.list_offsets(topic, late, committed=committed))
+        assert known.name == topic
+        return found
+
+    # -- reading
+
+    def reader(self, topic: str, starts: Mapping[int, int], *, committed: bool = True) -> Reader:
+        """Read these partitions from these offsets on."""
+        reader = Reader(self.cluster, topic, starts, committed=committed)
+        self._readers.append(reader)
+        return reader
+
+    async def read(
+        self,
+        topic: str,
+        event: type[Event],
+        *,
+        key: str | None = None,
+        encoding: Encoding = "fixed",
+        key_form: KeyForm | None = None,
+        starts: Mapping[int, int] | None = None,
+        stops: Mapping[int, int] | None = None,
+        committed: bool = True,
+    ) -> dict[int, Decoded]:
+        """Partition → its events in `[start, stop)` as columns; from the log's start to its end
+        as they are now, where nothing is given."""
+        from ledgerstream.wire.columns import RowCodec, concatenate
+
+        codec = RowCodec(event, key, encoding, key_form)
+        known = await self.cluster.topic(topic)
+        everything = dict.fromkeys(known.leaders, EARLIEST)
+        first = dict(starts) if starts is not None else await self.list_offsets(topic, everything)
+        if stops is None:
+            ends = dict.fromkeys(first, LATEST)
+            stops = await self.list_offsets(topic, ends, committed=committed)
+        parts: dict[int, list[Decoded]] = {partition: [] for partition in first}
+        left = {p for p in first if first[p] < stops[p]}
+        wanted = {p: first[p] for p in left}
+        async with self.reader(topic, wanted, committed=committed) as reader:
+            while left:
+                chunk = await reader.next()
+                if chunk is None or chunk.partition not in left:
+                    continue
+                stop = stops[chunk.partition]
+                parts[chunk.partition].append(codec.decode(chunk.data, chunk.start, stop))
+                if chunk.next_offset >= stop:
+                    left.discard(chunk.partition)
+                    reader.drop(chunk.partition)
+        self._readers.remove(reader)
+        return {p: concatenate(found, codec.dtype, first[p]) for p, found in parts.items()}
+
+    # -- writing
+
+    async def producer(self, compression: str = "none") -> Producer:
+        """An idempotent producer of one's own."""
+        producer = Producer(self.cluster, compression)
+        self._producers.append(producer)
+        return producer
+
+    async def write(
+        self,
+        topic: str,
+        rows: np.ndarray | pd.DataFrame,
+        *,
+        event: type[Event],
+        key: str | None = None,
+        encoding: Encoding = "fixed",
+        key_form: KeyForm | None = None,
+    ) -> int:
+        """Append rows of an event type; how many, once all are durable.
+
+        A structured array has the type's dtype; a data frame has its columns by name. Rows go to
+        the partition of their key, in order.
+        """
+        from ledgerstream.wire.columns import RowCodec
+
+        codec = RowCodec(event, key, encoding, key_form)
+        array = as_rows(rows, event)
+        if self._writer is None:
+            self._writer = await self.producer()
+        return await self._writer.write(topic, array, codec)
+
+
+def as_rows(rows: np.ndarray | pd.DataFrame, event: type[Event]) -> np.ndarray:
+    """Rows of an event type from a structured array or a data frame.
+
+    Raises ConfigError for missing columns and for values that a column cannot hold.
+    """
+    import numpy as np
+
+    if isinstance(rows, np.ndarray):
+        if rows.dtype == event.dtype():
+            return rows
+        names = rows.dtype.names or ()
+    else:
+        names = tuple(rows.columns)
+    out = np.empty(len(rows), event.dtype())
+    for column in event.columns().values():
+        if column.name not in names:
+            if not column.optional:
+                raise ConfigError(
+                    f"The rows have no column {column.name!r}, which {event.__name__} needs.",
+                    f"They have {', '.join(map(str, names))}.",
+                )
+            out[column.name] = column.store(column.default)
+            continue
+        out[column.name] = _as_column(rows[column.name], column)
+    return out
+
+
+def _as_column(values: Any, column: Any) -> Any:
+    import numpy as np
+
+    from ledgerstream.events import parse_timestamp
+    from ledgerstream.money import parse_minor
+
+    array = np.asarray(values)
+    what = f"Column {column.name!r} ({column.kind})"
+    if array.dtype.kind == "M" or str(getattr(values, "dtype", "")).startswith("datetime64"):
+        if column.kind != "timestamp":
+            raise ConfigError(f"{what} does not hold times.")
+        import pandas as pd
+
+        times = pd.to_datetime(values, utc=True)
+        if bool(pd.isna(times).any()):
+            raise ConfigError(f"{what} has missing times.")
+        plain = pd.DatetimeIndex(times).tz_localize(None)
+        return plain.to_numpy(dtype="datetime64[ns]").astype(np.int64)
+    if array.dtype.kind in "OUT" and column.kind in ("timestamp", "money"):
+        parse: Any = parse_timestamp
+        if column.kind == "money":
+            return [
+                v if isinstance(v, (int, np.integer)) else parse_minor(v, column.currency)
+                for v in array.tolist()
+            ]
+        return [parse(v) for v in array.tolist()]
+    if column.kind == "money" and array.dtype.kind == "f":
+        raise ConfigError(
+            f"{what} is given as floats, whose digits are already lost.",
+            "Give integer minor units, or the amounts as text.",
+        )
+    if column.kind == "text":
+        encoded = [v if isinstance(v, bytes) else str(v).encode() for v in array.tolist()]
+        longest = max(map(len, encoded), default=0)
+        if longest > column.dtype.itemsize:
+            raise ConfigError(f"{what} holds {longest} bytes; the most is {column.dtype.itemsize}.")
+        return encoded
+    if column.kind in ("int", "money", "timestamp", "enum"):
+        if array.dtype.kind not in "iub":
+            raise ConfigError(f"{what} needs integers, not {array.dtype}.")
+        limits = np.iinfo(column.dtype)
+        if len(array) and not (limits.min <= int(array.min()) and int(array.max()) <= limits.max):
+            raise ConfigError(f"{what} holds values that do not fit {column.dtype}.")
+    return array

@@ -1,0 +1,243 @@
+"""What the client knows of the cluster: brokers, topics, leaders; and how it asks again.
+
+Metadata is fetched when it is missing, stale or proved wrong, by one request however many wait for
+it. `retrying` asks until it works, the error is final, or the time limit is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from kio.schema.errors import ErrorCode
+
+from ledgerstream.client.connection import Connection
+from ledgerstream.client.errors import kafka_error
+from ledgerstream.errors import ConfigError, DeliveryTimeout, KafkaError, ProtocolError
+from ledgerstream.limits import LIMITS, Limits
+from ledgerstream.wire.versions import Api
+
+T = TypeVar("T")
+TRANSPORT_ERRORS = (OSError, TimeoutError, ProtocolError)
+
+
+@dataclass(slots=True)
+class KnownTopic:
+    """A topic as the last metadata had it."""
+
+    name: str
+    topic_id: UUID | None
+    leaders: dict[int, int] = field(default_factory=dict)  # partition → broker, -1 for none
+    epochs: dict[int, int] = field(default_factory=dict)  # partition → leader epoch
+
+    @property
+    def partitions(self) -> int:
+        return len(self.leaders)
+
+
+def parse_addresses(servers: str) -> list[tuple[str, int]]:
+    """`host:port[,host:port…]`, with `kafka://` in front or not. Raises ConfigError."""
+    found = []
+    for part in servers.removeprefix("kafka://").split(","):
+        host, _, port = part.strip().rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"{part!r} is not a broker's address.", "Give host:port.")
+        found.append((host.strip("[]"), int(port)))
+    return found
+
+
+class Cluster:
+    """Connections by broker, and metadata that is as fresh as it needs to be."""
+
+    def __init__(self, servers: str, client_id: str, limits: Limits = LIMITS) -> None:
+        self.bootstrap = parse_addresses(servers)
+        self.client_id = client_id
+        self.limits = limits
+        self.brokers: dict[int, tuple[str, int]] = {}
+        self.controller = -1
+        self.topics: dict[str, KnownTopic] = {}
+        self._read_at: dict[str, float] = {}
+        self._connections: dict[int, Connection] = {}
+        self._opening: dict[int, asyncio.Task[Connection]] = {}
+        self._refresh: dict[tuple[str, bool], asyncio.Task[KnownTopic]] = {}
+        self._random = random.Random()
+        self._closed = False
+
+    async def close(self) -> None:
+        self._closed = True
+        tasks = [*self._opening.values(), *self._refresh.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._connections.values():
+            connection.close()
+
+    # -- connections
+
+    async def connection(self, broker: int) -> Connection:
+        """An open connection to a broker by id; -1 is any broker that answers."""
+        known = self._connections.get(broker)
+        if known is not None and known.is_open:
+            return known
+        task = self._opening.get(broker)
+        if task is None:
+            task = asyncio.ensure_future(self._open(broker))
+            self._opening[broker] = task
+            task.add_done_callback(lambda _: self._opening.pop(broker, None))
+        return await asyncio.shield(task)
+
+    async def _open(self, broker: int) -> Connection:
+        if self._closed:
+            raise ConnectionError("The client is closed.")
+        if broker != -1:
+            if broker not in self.brokers:
+                raise ConnectionError(f"Broker {broker} is not known.")
+            addresses = [self.brokers[broker]]
+        else:
+            for connection in self._connections.values():
+                if connection.is_open:
+                    return connection
+            addresses = [*self.brokers.values(), *self.bootstrap]
+        failure: Exception = ConnectionError("No broker's address is known.")
+        for host, port in dict.fromkeys(addresses):
+            try:
+                opened = await Connection.open(host, port, self.client_id, self.limits)
+            except TRANSPORT_ERRORS as error:
+                failure = ConnectionError(f"No broker answers at {host}:{port} ({error}).")
+                continue
+            self._connections[broker] = opened
+            return opened
+        raise failure
+
+    async def call(
+        self, api: Api, fields: dict[str, Any], *, broker: int = -1, timeout_ms: int | None = None
+    ) -> Any:
+        """One request, once."""
+        return await (await self.connection(broker)).call(api, fields, timeout_ms)
+
+    # -- metadata
+
+    async def topic(self, name: str, *, create: bool = False, fresh: bool = False) -> KnownTopic:
+        """A topic's partitions and leaders. Raises KafkaError if there is no such topic.
+
+        `create` lets the broker create it if it does so by itself; `fresh` asks in any case.
+        """
+        now = asyncio.get_running_loop().time()
+        known = self.topics.get(name)
+        young = now - self._read_at.get(name, 0) < self.limits.metadata_age_ms_max / 1000
+        if known is not None and young and not fresh:
+            return known
+        key = (name, create)
+        task = self._refresh.get(key)
+        if task is None:
+            task = asyncio.ensure_future(
+                self.retrying(f"topic {name!r}", lambda: self._read_topic(name, create))
+            )
+            self._refresh[key] = task
+            task.add_done_callback(lambda _: self._refresh.pop(key, None))
+        return await asyncio.shield(task)
+
+    def forget(self, name: str) -> None:
+        """What is known of a topic has proved wrong."""
+        self._read_at.pop(name, None)
+
+    async def _read_topic(self, name: str, create: bool) -> KnownTopic:
+        reply = await self._metadata([{"name": name, "topic_id": None}], create)
+        (topic,) = reply.topics
+        if topic.error_code is not ErrorCode.none:
+            error = kafka_error(topic.error_code, f"Topic {name!r}")
+            if topic.error_code is ErrorCode.unknown_topic_or_partition and not create:
+                error.retriable = False
+            raise error
+        known = KnownTopic(name, getattr(topic, "topic_id", None))
+        for part in sorted(topic.partitions, key=lambda part: int(part.partition_index)):
+            known.leaders[part.partition_index] = part.leader_id
+            known.epochs[part.partition_index] = getattr(part, "leader_epoch", -1)
+        self.topics[name] = known
+        self._read_at[name] = asyncio.get_running_loop().time()
+        return known
+
+    async def all_topics(self) -> list[KnownTopic]:
+        """Every topic that the cluster tells of."""
+        reply = await self.retrying("the list of topics", lambda: self._metadata(None, False))
+        return [
+            KnownTopic(
+                topic.name,
+                getattr(topic, "topic_id", None),
+                {part.partition_index: part.leader_id for part in topic.partitions},
+            )
+            for topic in reply.topics
+            if topic.error_code is ErrorCode.none
+        ]
+
+    async def _metadata(self, topics: list[dict[str, Any]] | None, create: bool) -> Any:
+        reply = await self.call(
+            Api.METADATA,
+            {
+                "topics": topics,
+                "allow_auto_topic_creation": create,
+                "include_cluster_authorized_operations": False,
+                "include_topic_authorized_operations": False,
+            },
+        )
+        self.brokers = {broker.node_id: (broker.host, broker.port) for broker in reply.brokers}
+        self.controller = reply.controller_id
+        return reply
+
+    async def leader(self, topic: str, partition: int) -> int:
+        """The broker that leads a partition. Raises a retriable KafkaError if none does."""
+        known = await self.topic(topic)
+        broker = known.leaders.get(partition)
+        if broker is None:
+            raise KafkaError(
+                3, "UNKNOWN_TOPIC_OR_PARTITION",
+                f"Topic {topic!r} has {known.partitions} partitions; there is no {partition}.",
+                retriable=False,
+            )  # fmt: skip
+        if broker < 0 or broker not in self.brokers:
+            self.forget(topic)
+            raise kafka_error(ErrorCode.leader_not_available, f"{topic}-{partition}")
+        return broker
+
+    # -- again
+
+    async def retrying(
+        self,
+        what: str,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        limit_ms: int | None = None,
+        refresh: str | None = None,
+    ) -> T:
+        """Ask until it works; the last error where it is final, DeliveryTimeout when time is up.
+
+        `refresh` names the topic whose metadata is asked anew after a failure.
+        """
+        limit_ms = limit_ms or self.limits.delivery_ms_max
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit_ms / 1000
+        pause_ms = float(self.limits.retry_first_ms)
+        while True:
+            try:
+                return await attempt()
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                last: Exception = error
+            except TRANSPORT_ERRORS as error:
+                if self._closed:
+                    raise
+                last = error
+            if refresh is not None:
+                self.forget(refresh)
+            pause = pause_ms * self._random.uniform(0.8, 1.2) / 1000
+            if loop.time() + pause > deadline:
+                raise DeliveryTimeout(
+                    f"{what}: no success within {limit_ms / 1000:.0f} s; last: {last}"
+                ) from last
+            await asyncio.sleep(pause)
+            pause_ms = min(pause_ms * 2, self.limits.retry_ms_max)

@@ -1,0 +1,200 @@
+"""One connection to one broker: requests out, replies matched by correlation id.
+
+A connection that breaks fails every request that waits on it with ConnectionError; whether such a
+request was performed is not known, and that is for the caller to settle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ledgerstream.errors import LedgerStreamError, ProtocolError
+from ledgerstream.limits import Limits
+from ledgerstream.wire import messages
+from ledgerstream.wire.batches import Buffer
+from ledgerstream.wire.frames import Frames
+from ledgerstream.wire.versions import Api
+
+_I32 = struct.Struct(">i")
+
+# what this client can speak: the highest version that both sides know is used
+CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
+    Api.PRODUCE: (3, 13),
+    Api.FETCH: (4, 17),
+    Api.LIST_OFFSETS: (1, 8),
+    Api.METADATA: (1, 12),
+    Api.API_VERSIONS: (0, 3),
+    Api.CREATE_TOPICS: (2, 7),
+    Api.DELETE_TOPICS: (1, 6),
+    Api.INIT_PRODUCER_ID: (0, 4),
+    Api.OFFSET_FOR_LEADER_EPOCH: (2, 4),
+    Api.DESCRIBE_CONFIGS: (1, 4),
+    Api.DESCRIBE_LOG_DIRS: (1, 4),
+    Api.CREATE_PARTITIONS: (0, 3),
+    Api.INCREMENTAL_ALTER_CONFIGS: (0, 1),
+    Api.DESCRIBE_CLUSTER: (0, 1),
+}
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Use `await Connection.open(...)`."""
+
+    def __init__(self, client_id: str, limits: Limits) -> None:
+        self.client_id = client_id
+        self.limits = limits
+        self.versions: dict[Api, int] = {}
+        self._frames = Frames(2**31 - 1)
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._next_id = 0
+        self._transport: asyncio.Transport | None = None
+        self._lost: Exception | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    @classmethod
+    async def open(cls, host: str, port: int, client_id: str, limits: Limits) -> Connection:
+        """Connect and negotiate versions. Raises OSError, TimeoutError or ProtocolError."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(limits.connect_ms_max / 1000):
+            _, made = await loop.create_connection(lambda: cls(client_id, limits), host, port)
+            connection = made
+            try:
+                await connection._negotiate()
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    @property
+    def is_open(self) -> bool:
+        return self._lost is None
+
+    async def call(self, api: Api, fields: Mapping[str, Any], timeout_ms: int | None = None) -> Any:
+        """kio's reply to a request, in the newest version that both sides speak.
+
+        Raises ConnectionError or TimeoutError where it is not known what became of the request,
+        LedgerStreamError if the broker does not speak the API at all.
+        """
+        version = self.version(api)
+        frame = messages.write_request(api, version, self.take_id(), self.client_id, fields)
+        return messages.read_response(
+            api, version, await self.exchange(self._next_id, [frame], timeout_ms)
+        )
+
+    def version(self, api: Api) -> int:
+        """The version in use for an API. Raises LedgerStreamError if the broker has none."""
+        version = self.versions.get(api)
+        if version is None:
+            raise LedgerStreamError(f"The broker does not speak {api.name} as this client does.")
+        return version
+
+    def take_id(self) -> int:
+        """The correlation id of the next request."""
+        self._next_id = (self._next_id + 1) & 0x7FFFFFFF
+        return self._next_id
+
+    async def exchange(
+        self, correlation_id: int, frame: Sequence[Buffer], timeout_ms: int | None = None
+    ) -> bytes:
+        """Send a whole frame; the reply's frame, correlation id in front."""
+        future = self.start(correlation_id, frame)
+        try:
+            async with asyncio.timeout((timeout_ms or self.limits.request_ms_max) / 1000):
+                return await future
+        except TimeoutError as error:
+            # a reply that never comes: nothing behind it on this connection can be trusted to
+            self._fail(ConnectionError("A request was not answered in time."))
+            raise TimeoutError("The broker did not answer in time.") from error
+        finally:
+            self._waiting.pop(correlation_id, None)
+
+    def start(self, correlation_id: int, frame: Sequence[Buffer]) -> asyncio.Future[bytes]:
+        """Send a whole frame now; a future for the reply's frame."""
+        future = asyncio.get_running_loop().create_future()
+        if self._lost is not None or self._transport is None:
+            future.set_exception(ConnectionError(f"The connection is closed: {self._lost}"))
+            return future
+        self._waiting[correlation_id] = future
+        self._transport.writelines(frame)
+        return future
+
+    async def wait_writable(self) -> None:
+        """Wait until the socket takes more."""
+        await self._writable.wait()
+
+    def close(self) -> None:
+        self._fail(ConnectionError("The connection was closed here."))
+
+    async def _negotiate(self) -> None:
+        api = Api.API_VERSIONS
+        fields = {"client_software_name": "ledgerstream", "client_software_version": "0.1.0"}
+        self.versions[api] = CLIENT_VERSIONS[api][1]
+        reply = await self._ask_versions(fields)
+        if reply is None:
+            self.versions[api] = 0
+            reply = await self._ask_versions({})
+            if reply is None:
+                raise ProtocolError("The peer does not answer ApiVersions as a Kafka broker does.")
+        offered = {key.api_key: (key.min_version, key.max_version) for key in reply.api_keys}
+        for known, (low, high) in CLIENT_VERSIONS.items():
+            there = offered.get(int(known))
+            if there is not None and max(low, there[0]) <= min(high, there[1]):
+                self.versions[known] = min(high, there[1])
+
+    async def _ask_versions(self, fields: Mapping[str, Any]) -> Any:
+        """The reply, or None if the version was refused (such a refusal comes in version 0)."""
+        version = self.versions[Api.API_VERSIONS]
+        frame = messages.write_request(
+            Api.API_VERSIONS, version, self.take_id(), self.client_id, fields
+        )
+        raw = await self.exchange(self._next_id, [frame])
+        if len(raw) >= 6 and struct.unpack_from(">h", raw, 4)[0] == 35:  # UNSUPPORTED_VERSION
+            return None
+        return messages.read_response(Api.API_VERSIONS, version, raw)
+
+    # -- asyncio's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for frame in self._frames.take(nbytes):
+                if len(frame) < 4:
+                    raise ProtocolError("A reply without a correlation id.")
+                future = self._waiting.pop(_I32.unpack_from(frame)[0], None)
+                if future is not None and not future.done():
+                    future.set_result(bytes(frame) if len(frame) < 65536 else frame)  # type: ignore[arg-type]
+        except ProtocolError as error:
+            self._fail(error)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ConnectionError(f"The broker closed the connection{f': {exc}' if exc else ''}."))
+
+    def _fail(self, error: Exception) -> None:
+        if self._lost is None:
+            self._lost = error
+        self._writable.set()
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(ConnectionError(str(self._lost)))
+                future.exception()  # whoever waits still gets it; nobody waiting is no news

@@ -1,0 +1,282 @@
+"""Reading by assignment: batches from offsets on, fetched ahead while the last are worked on.
+
+A chunk is whole batches of one partition as they stand in the log; `wire/columns.py` makes columns of
+it without an object a record. Under read_committed, batches of aborted transactions are cut out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from kio.schema.errors import ErrorCode
+
+from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster
+from ledgerstream.client.errors import kafka_error
+from ledgerstream.errors import DeliveryTimeout, KafkaError, LedgerStreamError
+from ledgerstream.wire import batches
+from ledgerstream.wire.batches import HEADER_BYTES
+from ledgerstream.wire.hot import FETCH_TOPIC_IDS
+from ledgerstream.wire.versions import Api
+
+# what a reader settles by itself, by asking for the leader again
+_MOVED = frozenset({
+    ErrorCode.not_leader_or_follower, ErrorCode.leader_not_available,
+    ErrorCode.unknown_topic_or_partition, ErrorCode.unknown_topic_id,
+    ErrorCode.fenced_leader_epoch, ErrorCode.unknown_leader_epoch,
+    ErrorCode.replica_not_available, ErrorCode.kafka_storage_error,
+    ErrorCode.offset_not_available, ErrorCode.inconsistent_topic_id,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Whole batches of one partition.
+
+    `data` may begin before `start` (the offset that was asked for) and ends before `next_offset`.
+    `end_offset` is where a reader of this isolation level could read to when it was fetched.
+    """
+
+    partition: int
+    start: int
+    data: bytes
+    next_offset: int
+    end_offset: int
+    log_start: int
+
+
+class Reader:
+    """Reads partitions of one topic from given offsets on. Use `client.reader(...)`."""
+
+    def __init__(
+        self, cluster: Cluster, topic: str, starts: Mapping[int, int], *, committed: bool = True
+    ) -> None:
+        self.cluster, self.topic, self.committed = cluster, topic, committed
+        self.positions: dict[int, int] = dict(starts)  # where fetching goes on
+        self.end_offsets: dict[int, int] = {}  # as last told
+        self._ready: deque[Chunk] = deque()
+        self._buffered = 0
+        self._fetching: dict[int, asyncio.Task[None]] = {}  # broker → its fetch
+        self._arrived = asyncio.Event()
+        self._failure: Exception | None = None
+        self._failing_since: float | None = None
+        self._turn: dict[int, int] = {}  # partition → when it last gave data, for fairness
+        self._turns = 0
+
+    async def next(self, wait_ms: int | None = None) -> Chunk | None:
+        """The next chunk of any partition; None if there was nothing new for `wait_ms`.
+
+        Raises KafkaError for what the broker refuses for good (OFFSET_OUT_OF_RANGE: the log no
+        longer has the offset), DeliveryTimeout if no broker answers for the delivery time limit.
+        """
+        limits = self.cluster.limits
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (limits.reader_wait_ms if wait_ms is None else wait_ms) / 1000
+        while True:
+            if self._ready:
+                chunk = self._ready.popleft()
+                self._buffered -= len(chunk.data)
+                await self._fetch_ahead()
+                return chunk
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            await self._fetch_ahead()
+            self._arrived.clear()
+            left = deadline - loop.time()
+            if left <= 0 or not self.positions:
+                return None
+            try:
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+            except TimeoutError:
+                if not self._ready and self._failure is None:
+                    return None
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Go on at another offset; what was fetched ahead of the partition is dropped."""
+        self.positions[partition] = offset
+        kept = [chunk for chunk in self._ready if chunk.partition != partition]
+        self._ready = deque(kept)
+        self._buffered = sum(len(chunk.data) for chunk in kept)
+
+    def drop(self, partition: int) -> None:
+        """Read this partition no more."""
+        self.seek(partition, 0)
+        del self.positions[partition]
+
+    async def close(self) -> None:
+        tasks = list(self._fetching.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # -- fetching
+
+    async def _fetch_ahead(self) -> None:
+        """Keep one fetch a broker under way while there is room for what it brings."""
+        if self._buffered >= self.cluster.limits.reader_fetch_bytes or self._failure is not None:
+            return
+        by_broker: dict[int, list[int]] = {}
+        for partition in sorted(self.positions, key=lambda p: self._turn.get(p, 0)):
+            try:
+                broker = await self.cluster.leader(self.topic, partition)
+            except (KafkaError, *TRANSPORT_ERRORS) as error:
+                if isinstance(error, KafkaError) and not error.retriable:
+                    raise
+                by_broker.setdefault(-1, [])
+                continue
+            by_broker.setdefault(broker, []).append(partition)
+        for broker, partitions in by_broker.items():
+            if broker not in self._fetching:
+                task = asyncio.ensure_future(self._fetch(broker, partitions))
+                self._fetching[broker] = task
+                task.add_done_callback(lambda _, broker=broker: self._fetched(broker))  # type: ignore[misc]
+
+    def _fetched(self, broker: int) -> None:
+        del self._fetching[broker]
+        self._arrived.set()
+
+    async def _fetch(self, broker: int, partitions: Sequence[int]) -> None:
+        limits = self.cluster.limits
+        asked = {partition: self.positions[partition] for partition in partitions}
+        try:
+            if not partitions:
+                raise ConnectionError("No partition has a leader.")
+            reply, names = await self._ask(broker, asked)
+        except (KafkaError, *TRANSPORT_ERRORS) as error:
+            self.cluster.forget(self.topic)
+            await self._failed(error)
+            return
+        except LedgerStreamError as error:
+            self._failure = error
+            return
+        if reply is None:
+            return
+        if getattr(reply, "error_code", ErrorCode.none) is not ErrorCode.none:
+            await self._failed(kafka_error(reply.error_code, f"Fetch of {self.topic}"))
+            return
+        trouble: KafkaError | None = None
+        for topic in reply.responses:
+            for part in topic.partitions:
+                trouble = self._take(part, asked, names) or trouble
+        if trouble is not None and trouble.retriable:
+            await self._failed(trouble)
+        elif trouble is not None:
+            self._failure = trouble
+        else:
+            self._failing_since = None
+        assert limits.retry_first_ms > 0
+
+    async def _ask(self, broker: int, asked: Mapping[int, int]) -> tuple[Any, str]:
+        limits, cluster = self.cluster.limits, self.cluster
+        connection = await cluster.connection(broker)
+        known = await cluster.topic(self.topic)
+        fields: dict[str, Any] = {
+            "replica_id": -1,
+            "max_wait": limits.reader_wait_ms,
+            "min_bytes": 1,
+            "max_bytes": limits.reader_fetch_bytes,
+            "isolation_level": 1 if self.committed else 0,
+            "session_id": 0,
+            "session_epoch": -1,
+            "forgotten_topics_data": [],
+            "rack_id": "",
+            "topics": [{
+                "topic": self.topic,
+                "topic_id": known.topic_id,
+                "partitions": [{
+                    "partition": partition,
+                    "current_leader_epoch": known.epochs.get(partition, -1),
+                    "fetch_offset": offset,
+                    "last_fetched_epoch": -1,
+                    "log_start_offset": -1,
+                    "partition_max_bytes": limits.reader_partition_bytes,
+                } for partition, offset in asked.items()],
+            }],
+        }  # fmt: skip
+        version = connection.version(Api.FETCH)
+        if version >= FETCH_TOPIC_IDS and known.topic_id is None:
+            connection.versions[Api.FETCH] = FETCH_TOPIC_IDS - 1
+        timeout_ms = limits.request_ms_max + limits.reader_wait_ms
+        return await connection.call(Api.FETCH, fields, timeout_ms), self.topic
+
+    def _take(self, part: Any, asked: Mapping[int, int], topic: str) -> KafkaError | None:
+        partition = part.partition_index
+        start = asked.get(partition)
+        if start is None or self.positions.get(partition) != start:
+            return None  # sought elsewhere meanwhile
+        if part.error_code is not ErrorCode.none:
+            error = kafka_error(part.error_code, f"{topic}-{partition} at offset {start:,}")
+            if part.error_code in _MOVED:
+                self.cluster.forget(topic)
+                error.retriable = True
+            return error
+        end = part.last_stable_offset if self.committed else part.high_watermark
+        if end < 0:
+            end = part.high_watermark
+        self.end_offsets[partition] = end
+        data = part.records or b""
+        if not data:
+            return None
+        data, next_offset = _committed(data, part.aborted_transactions or (), start)
+        if next_offset == start:
+            return None
+        self.positions[partition] = next_offset
+        self._turns += 1
+        self._turn[partition] = self._turns
+        self._ready.append(
+            Chunk(partition, start, data, next_offset, end, getattr(part, "log_start_offset", 0))
+        )
+        self._buffered += len(data)
+        return None
+
+    async def _failed(self, error: Exception) -> None:
+        """Something that may pass: wait a little, and give up when it has lasted too long."""
+        limits, now = self.cluster.limits, asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        lasted_ms = (now - self._failing_since) * 1000
+        if lasted_ms > limits.delivery_ms_max:
+            self._failing_since = None
+            self._failure = DeliveryTimeout(
+                f"{self.topic} could not be read for {lasted_ms / 1000:.0f} s: {error}"
+            )
+            return
+        await asyncio.sleep(min(max(lasted_ms, limits.retry_first_ms), limits.retry_ms_max) / 1000)
+
+
+def _committed(data: bytes, aborted: Sequence[Any], start: int) -> tuple[bytes, int]:
+    """The batches without those of aborted transactions, and the offset after the last of them."""
+    next_offset = start
+    if not aborted:
+        at = 0
+        while len(data) - at >= HEADER_BYTES:
+            header = batches.parse_header(data, at)
+            if at + header.size > len(data):
+                break
+            next_offset = max(next_offset, header.next_offset)
+            at += header.size
+        return data, next_offset
+    opens = deque(sorted((entry.first_offset, entry.producer_id) for entry in aborted))
+    aborting: set[int] = set()
+    kept: list[bytes] = []
+    for at, header in batches.headers(data):
+        while opens and opens[0][0] <= header.base_offset:
+            aborting.add(opens.popleft()[1])
+        next_offset = max(next_offset, header.next_offset)
+        if header.control:
+            aborting.discard(header.producer_id)
+        elif header.transactional and header.producer_id in aborting:
+            continue
+        kept.append(data[at : at + header.size])
+    return b"".join(kept), next_offset
