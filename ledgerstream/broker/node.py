@@ -120,6 +120,7 @@ class Node:
         partition = self.store.get(key)
         if partition is None:
             partition = self.store.create(key, config, self.now_ms())
+        assert partition is not None
         partition.config = config
         self.replicas.add(partition)
         return partition

@@ -45,7 +45,7 @@ _LOST_ORDER = frozenset({
 
 @dataclass(slots=True)
 class Pending:
-    """One batch on its way. `body` is encoded and compressed; the header is made when it is sent."""
+    """One batch on its way: its body, encoded and compressed. The header is made when sent."""
 
     body: Buffer
     count: int
@@ -108,7 +108,7 @@ class Producer:
         self._requests: set[asyncio.Task[None]] = set()
         self._in_flight: dict[int, int] = {}  # broker → requests under way
         self._sticky: dict[str, int] = {}
-        self._identity_lost = False
+        self._lost_at = ""  # the partition whose order is lost, while it is
         self._closing = False
         self._sender = asyncio.ensure_future(self._run())
         self._failure: BaseException | None = None
@@ -173,7 +173,7 @@ class Producer:
         self._check_open()
         known = await self.cluster.topic(topic, create=True)
         if codec.key is None:
-            order = [(self._choose(known, None), None)]
+            order: list[tuple[int, np.ndarray | None]] = [(self._choose(known, None), None)]
         else:
             order = [
                 (partition, None if len(places) == len(rows) else places)
@@ -191,7 +191,7 @@ class Producer:
                 stamps = codec.timestamps(part, now_ms)
                 dones.append(
                     self._enqueue(
-                        self._lane(topic, partition), memoryview(body), len(part),
+                        self._lane(topic, partition),                         body.data, len(part),
                         int(stamps[0]), int(stamps.max()),
                     )
                 )  # fmt: skip
@@ -287,14 +287,12 @@ class Producer:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                if self._identity_lost and not any(lane.in_flight for lane in self._lanes.values()):
-                    self.producer_id, self._identity_lost = -1, False
-                    for lane in self._lanes.values():
-                        lane.next_sequence = 0
+                if self._lost_at and not any(lane.in_flight for lane in self._lanes.values()):
+                    self._leave_identity()
                 if self.producer_id < 0:
                     await self._take_identity()
                 self._expire()
-                if not self._identity_lost:
+                if self.producer_id >= 0 and not self._lost_at:
                     await self._send_ready()
         except asyncio.CancelledError:
             raise
@@ -319,7 +317,11 @@ class Producer:
                 raise kafka_error(reply.error_code, "A producer id")
             self.producer_id, self.producer_epoch = reply.producer_id, reply.producer_epoch
 
-        await self.cluster.retrying("a producer id", ask)
+        try:
+            await self.cluster.retrying("a producer id", ask)
+        except DeliveryTimeout as error:
+            for lane in self._lanes.values():
+                self._fail_waiting(lane, error)
 
     async def _send_ready(self) -> None:
         """One request a broker, with the next batch of each lane that may send."""
@@ -464,21 +466,26 @@ class Producer:
             self._pause(lane)
 
     def _lose_identity(self, lane: Lane) -> None:
-        """A sequence number was used up in vain: what was sent under it cannot be sent again."""
-        self._identity_lost = True
-        for other in self._lanes.values():
-            for pending in (*other.returned, *other.waiting):
+        """A sequence number was used up in vain: nothing is sent until there is a new identity."""
+        self._lost_at = self._lost_at or f"{lane.topic}-{lane.partition}"
+
+    def _leave_identity(self) -> None:
+        """All is home: what was sent cannot be sent again under another identity."""
+        for lane in self._lanes.values():
+            lane.next_sequence = 0
+            for pending in (*lane.returned, *lane.waiting):
                 if pending.sent:
                     self._finish(
                         pending,
                         DeliveryTimeout(
-                            f"{pending.count:,} records to {other.topic}-{other.partition} were "
-                            f"given up: a batch before them in {lane.topic}-{lane.partition} failed "
-                            "for good. They may or may not be in the log."
+                            f"{pending.count:,} records to {lane.topic}-{lane.partition} were "
+                            f"given up: a batch before them in {self._lost_at} failed for good. "
+                            "They may or may not be in the log."
                         ),
                     )
-            other.returned = []
-            other.waiting = deque(p for p in other.waiting if not p.done.done())
+            lane.returned = []
+            lane.waiting = deque(p for p in lane.waiting if not p.done.done())
+        self.producer_id, self._lost_at = -1, ""
 
     def _pause(self, lane: Lane) -> None:
         limits = self.limits

@@ -1,7 +1,8 @@
 """Reading by assignment: batches from offsets on, fetched ahead while the last are worked on.
 
-A chunk is whole batches of one partition as they stand in the log; `wire/columns.py` makes columns of
-it without an object a record. Under read_committed, batches of aborted transactions are cut out.
+A chunk is whole batches of one partition as they stand in the log; `wire/columns.py` makes columns
+of it without an object a record. Under read_committed, batches of aborted transactions are cut
+out.
 """
 
 from __future__ import annotations
@@ -147,12 +148,11 @@ class Reader:
         self._arrived.set()
 
     async def _fetch(self, broker: int, partitions: Sequence[int]) -> None:
-        limits = self.cluster.limits
         asked = {partition: self.positions[partition] for partition in partitions}
         try:
             if not partitions:
                 raise ConnectionError("No partition has a leader.")
-            reply, names = await self._ask(broker, asked)
+            reply = await self._ask(broker, asked)
         except (KafkaError, *TRANSPORT_ERRORS) as error:
             self.cluster.forget(self.topic)
             await self._failed(error)
@@ -160,24 +160,21 @@ class Reader:
         except LedgerStreamError as error:
             self._failure = error
             return
-        if reply is None:
-            return
         if getattr(reply, "error_code", ErrorCode.none) is not ErrorCode.none:
             await self._failed(kafka_error(reply.error_code, f"Fetch of {self.topic}"))
             return
         trouble: KafkaError | None = None
         for topic in reply.responses:
             for part in topic.partitions:
-                trouble = self._take(part, asked, names) or trouble
+                trouble = self._take(part, asked) or trouble
         if trouble is not None and trouble.retriable:
             await self._failed(trouble)
         elif trouble is not None:
             self._failure = trouble
         else:
             self._failing_since = None
-        assert limits.retry_first_ms > 0
 
-    async def _ask(self, broker: int, asked: Mapping[int, int]) -> tuple[Any, str]:
+    async def _ask(self, broker: int, asked: Mapping[int, int]) -> Any:
         limits, cluster = self.cluster.limits, self.cluster
         connection = await cluster.connection(broker)
         known = await cluster.topic(self.topic)
@@ -208,17 +205,17 @@ class Reader:
         if version >= FETCH_TOPIC_IDS and known.topic_id is None:
             connection.versions[Api.FETCH] = FETCH_TOPIC_IDS - 1
         timeout_ms = limits.request_ms_max + limits.reader_wait_ms
-        return await connection.call(Api.FETCH, fields, timeout_ms), self.topic
+        return await connection.call(Api.FETCH, fields, timeout_ms)
 
-    def _take(self, part: Any, asked: Mapping[int, int], topic: str) -> KafkaError | None:
+    def _take(self, part: Any, asked: Mapping[int, int]) -> KafkaError | None:
         partition = part.partition_index
         start = asked.get(partition)
         if start is None or self.positions.get(partition) != start:
             return None  # sought elsewhere meanwhile
         if part.error_code is not ErrorCode.none:
-            error = kafka_error(part.error_code, f"{topic}-{partition} at offset {start:,}")
+            error = kafka_error(part.error_code, f"{self.topic}-{partition} at {start:,}")
             if part.error_code in _MOVED:
-                self.cluster.forget(topic)
+                self.cluster.forget(self.topic)
                 error.retriable = True
             return error
         end = part.last_stable_offset if self.committed else part.high_watermark
