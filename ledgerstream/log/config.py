@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ledgerstream.limits import LIMITS
 
 
-class PartitionKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PartitionKey:
     """A partition of one incarnation of a topic."""
 
     topic: str
@@ -19,6 +20,11 @@ class PartitionKey(NamedTuple):
     @property
     def directory(self) -> str:
         return f"{self.topic}-{self.index}"
+
+    @property
+    def identity(self) -> bytes:
+        """Twenty bytes that no other partition ever has."""
+        return self.topic_id.bytes + self.index.to_bytes(4, "big")
 
     def __str__(self) -> str:
         return self.directory

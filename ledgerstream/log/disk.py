@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ledgerstream.errors import DirectoryInUse
@@ -58,26 +58,30 @@ class Disk:
     # descriptors
 
     def open(self, handle: Handle) -> File:
-        """The handle's file, opened (and created) if it is not; the least recently used may go."""
+        """The handle's file, opened if it is not; the least recently used one may be closed."""
+        return self._use(handle, os.O_RDWR)
+
+    def create(self, handle: Handle) -> File:
+        """As `open`, of a file that may not exist yet."""
+        return self._use(handle, os.O_RDWR | os.O_CREAT)
+
+    def _use(self, handle: Handle, flags: int) -> File:
         file = handle.file
         if file is None:
-            file = File(self.open_fd(handle.path, os.O_RDWR | os.O_CREAT))
+            file = File(self.open_fd(handle.path, flags))
             self._open[handle] = handle.file = file
             while len(self._open) > self._open_files_max:
                 self._open.popitem(last=False)[0].file = None
-        else:
-            self._touch(handle, file)
+            return file
+        try:
+            self._open.move_to_end(handle)
+        except KeyError:  # evicted by another thread a moment ago: it is in use after all
+            self._open[handle] = handle.file = file
         return file
 
     def forget(self, handle: Handle) -> None:
         handle.file = None
         self._open.pop(handle, None)
-
-    def _touch(self, handle: Handle, file: File) -> None:
-        try:
-            self._open.move_to_end(handle)
-        except KeyError:  # evicted by another thread a moment ago: it is in use after all
-            self._open[handle] = handle.file = file
 
     def open_fd(self, path: str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC, 0o644)
@@ -106,6 +110,11 @@ class Disk:
             out += more
         return out
 
+    def read_once(self, path: str, position: int, size: int) -> bytes:
+        """As `read`, of a file that is not kept open."""
+        file = File(self.open_fd(path, os.O_RDONLY))
+        return os.pread(file.fd, size, position)
+
     def size(self, path: str) -> int:
         """Bytes of a file, 0 if there is none."""
         try:
@@ -130,8 +139,11 @@ class Disk:
     def sync(self, file: File) -> None:
         os.fdatasync(file.fd)
 
+    def sync_path(self, path: str) -> None:
+        self.sync(File(self.open_fd(path, os.O_RDWR)))
+
     def truncate(self, handle: Handle, size: int) -> None:
-        os.ftruncate(self.open(handle).fd, size)
+        os.ftruncate(self.create(handle).fd, size)
 
     def preallocate(self, file: File, size: int) -> None:
         os.posix_fallocate(file.fd, 0, size)
@@ -140,6 +152,10 @@ class Disk:
 
     def names(self, directory: str) -> list[str]:
         return sorted(os.listdir(directory))
+
+    def directories(self, directory: str) -> list[str]:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
 
     def make_directory(self, path: str) -> None:
         os.makedirs(path, exist_ok=True)
@@ -195,7 +211,3 @@ class Disk:
         os.ftruncate(file.fd, 0)
         os.pwrite(file.fd, f"{os.getpid()}\n".encode(), 0)
         return file
-
-
-def sizes(buffers: Iterable[Buffer]) -> int:
-    return sum(map(len, buffers))

@@ -28,6 +28,9 @@ class Epochs:
     def latest(self) -> int:
         return self._starts[-1].epoch if self._starts else -1
 
+    def starts(self) -> list[EpochStart]:
+        return list(self._starts)
+
     def begin(self, epoch: int, start_offset: int) -> bool:
         """`epoch` begins here; False if it had begun already."""
         if epoch <= self.latest:

@@ -1,78 +1,75 @@
 """Sparse indexes of a segment, in Kafka's own file formats.
 
 `.index` holds (relative offset i32, position i32), `.timeindex` (timestamp i64, relative offset
-i32), big-endian. The older entries are on the disk and read from there, the newest wait in compact
-arrays until a checkpoint or a roll writes them; a sealed or idle segment keeps no array. An entry
-that is missing costs a longer walk and nothing else, so readers need not be in step with writers.
+i32), big-endian. The older entries are on the disk and read from there; the newest wait in memory
+until a checkpoint or a roll writes them, so a sealed or idle segment keeps none. An entry that is
+missing costs a longer walk and nothing else: readers need not be in step with writers.
 """
 
 from __future__ import annotations
 
 import struct
-import sys
-from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
-assert sys.byteorder == "little"
-
 OFFSET_ENTRY_BYTES = 8
 TIME_ENTRY_BYTES = 12
+_OFFSET_ENTRY = struct.Struct(">II")
 _TIME_ENTRY = struct.Struct(">qi")
 _LOW = 0xFFFF_FFFF
 
 ReadAt = Callable[[int, int], bytes | bytearray]  # (position, size) of the index file
 
 
-class OffsetIndex:
-    """Where in the segment a batch near an offset starts; entries name its last offset."""
+class _Index:
+    """Entries of a fixed size, ordered by the integer that their first eight bytes are."""
 
-    __slots__ = ("on_disk", "waiting")
+    __slots__ = ("_parts",)
+    entry_bytes: int
 
     def __init__(self, on_disk: int = 0) -> None:
-        self.on_disk = on_disk  # entries
-        self.waiting: array[int] = array("Q")  # relative offset << 32 | position: sorted by both
+        # Entries on the disk and packed entries in memory: one object, so that a reading thread
+        # sees both from the same moment.
+        self._parts = on_disk, bytearray()
 
     def __len__(self) -> int:
-        return self.on_disk + len(self.waiting)
+        on_disk, waiting = self._parts
+        return on_disk + len(waiting) // self.entry_bytes
 
-    def add(self, relative_offset: int, position: int) -> None:
-        self.waiting.append(relative_offset << 32 | position)
+    def waiting(self) -> tuple[int, bytes]:
+        """(position in the file, bytes) still to be written."""
+        on_disk, waiting = self._parts
+        return on_disk * self.entry_bytes, bytes(waiting)
 
-    def floor(self, relative_offset: int, read: ReadAt) -> int:
-        """The position of the last indexed batch that ends at or before the offset, or 0."""
-        return self._last(relative_offset << 32 | _LOW, None, read)
+    def written(self, end: int) -> None:
+        """The file now reaches to byte `end`."""
+        on_disk, waiting = self._parts
+        new = end - on_disk * self.entry_bytes
+        if new > 0:
+            self._parts = end // self.entry_bytes, waiting[new:]
 
-    def floor_position(self, position: int, read: ReadAt) -> int:
-        """The position of the last indexed batch that starts at or before `position`, or 0."""
-        return self._last(position, _position_of, read)
+    def _add(self, entry: bytes) -> None:
+        self._parts[1].extend(entry)
 
-    def _last(self, bound: int, key: Callable[[int], int] | None, read: ReadAt) -> int:
-        on_disk = _Entries(self.on_disk, OFFSET_ENTRY_BYTES, read)
-        for entries in (self.waiting, on_disk):
-            if at := bisect_right(entries, bound, key=key):
-                return entries[at - 1] & _LOW
-        return 0
-
-    def packed(self) -> bytes:
-        """The waiting entries as the file holds them."""
-        out = array("Q", self.waiting)
-        out.byteswap()
-        return out.tobytes()
-
-    def written(self, entries: int) -> None:
-        """The first `entries` that waited are in the file."""
-        self.on_disk += entries
-        self.waiting = self.waiting[entries:]
-
-
-def _position_of(entry: int) -> int:
-    return entry & _LOW
+    def _last(
+        self, bound: int, read: ReadAt, key: Callable[[int], int] | None = None
+    ) -> bytes | bytearray | None:
+        """The last entry whose integer, or the key of it, is at most `bound`."""
+        on_disk, waiting = self._parts
+        size = self.entry_bytes
+        for count, read_at in (
+            (len(waiting) // size, lambda at, length: waiting[at : at + length]),
+            (on_disk, read),
+        ):
+            found = bisect_right(_Integers(count, size, read_at), bound, key=key)
+            if found:
+                return read_at((found - 1) * size, size)
+        return None
 
 
-class _Entries:
-    """The file's entries as a sequence for bisect, each the integer that its first 8 bytes are."""
+class _Integers:
+    """What bisect needs of a sequence."""
 
     def __init__(self, count: int, entry_bytes: int, read: ReadAt) -> None:
         self._count = count
@@ -86,6 +83,33 @@ class _Entries:
         return int.from_bytes(self._read(at * self._entry_bytes, 8), "big", signed=True)
 
 
+class OffsetIndex(_Index):
+    """Where in the segment a batch starts; an entry names the batch's last offset."""
+
+    __slots__ = ()
+    entry_bytes = OFFSET_ENTRY_BYTES
+
+    def add(self, relative_offset: int, position: int) -> None:
+        self._add(_OFFSET_ENTRY.pack(relative_offset, position))
+
+    def floor(self, relative_offset: int, read: ReadAt) -> int:
+        """The position of the last indexed batch that ends at or before the offset, or 0."""
+        return _position(self._last(relative_offset << 32 | _LOW, read))
+
+    def floor_position(self, position: int, read: ReadAt) -> int:
+        """The position of the last indexed batch that starts at or before `position`, or 0."""
+        return _position(self._last(position, read, lambda entry: entry & _LOW))
+
+    def count_below(self, position: int, read: ReadAt) -> int:
+        """How many entries of the file lie before `position`."""
+        entries = _Integers(self._parts[0], self.entry_bytes, read)
+        return bisect_right(entries, position - 1, key=lambda entry: entry & _LOW)
+
+
+def _position(entry: bytes | bytearray | None) -> int:
+    return 0 if entry is None else int.from_bytes(entry[4:8], "big")
+
+
 class TimeEntry(NamedTuple):
     """Nothing at or below `relative_offset` is later than `timestamp`."""
 
@@ -93,48 +117,27 @@ class TimeEntry(NamedTuple):
     relative_offset: int
 
 
-class TimeIndex:
+class TimeIndex(_Index):
     """The highest timestamp so far, wherever it rises."""
 
-    __slots__ = ("last_timestamp", "on_disk", "waiting_offsets", "waiting_timestamps")
+    __slots__ = ("last_timestamp",)
+    entry_bytes = TIME_ENTRY_BYTES
 
     def __init__(self, on_disk: int = 0, last_timestamp: int = -1) -> None:
-        self.on_disk = on_disk
+        super().__init__(on_disk)
         self.last_timestamp = last_timestamp
-        self.waiting_timestamps: array[int] = array("q")
-        self.waiting_offsets: array[int] = array("I")
-
-    def __len__(self) -> int:
-        return self.on_disk + len(self.waiting_offsets)
 
     def add(self, timestamp: int, relative_offset: int) -> None:
         """Left out unless the time has risen, as Kafka does."""
         if timestamp > self.last_timestamp:
             self.last_timestamp = timestamp
-            self.waiting_offsets.append(relative_offset)
-            self.waiting_timestamps.append(timestamp)
+            self._add(_TIME_ENTRY.pack(timestamp, relative_offset))
 
     def before(self, timestamp: int, read: ReadAt) -> int:
         """The relative offset up to which everything is earlier than `timestamp`, or 0."""
-        timestamps, offsets = self.waiting_timestamps, self.waiting_offsets
-        if at := bisect_left(timestamps, timestamp):
-            return offsets[at - 1]
-        at = bisect_left(_Entries(self.on_disk, TIME_ENTRY_BYTES, read), timestamp)
-        return self._on_disk(at - 1, read).relative_offset if at else 0
+        entry = self._last(timestamp - 1, read)
+        return 0 if entry is None else parse_time_entry(entry).relative_offset
 
-    def last(self, read: ReadAt) -> TimeEntry | None:
-        if self.waiting_offsets:
-            return TimeEntry(self.waiting_timestamps[-1], self.waiting_offsets[-1])
-        return self._on_disk(self.on_disk - 1, read) if self.on_disk else None
 
-    def _on_disk(self, at: int, read: ReadAt) -> TimeEntry:
-        return TimeEntry._make(_TIME_ENTRY.unpack(read(at * TIME_ENTRY_BYTES, TIME_ENTRY_BYTES)))
-
-    def packed(self) -> bytes:
-        pairs = zip(self.waiting_timestamps, self.waiting_offsets, strict=True)
-        return b"".join(_TIME_ENTRY.pack(timestamp, offset) for timestamp, offset in pairs)
-
-    def written(self, entries: int) -> None:
-        self.on_disk += entries
-        self.waiting_timestamps = self.waiting_timestamps[entries:]
-        self.waiting_offsets = self.waiting_offsets[entries:]
+def parse_time_entry(entry: bytes | bytearray) -> TimeEntry:
+    return TimeEntry._make(_TIME_ENTRY.unpack(entry))

@@ -14,18 +14,22 @@ A frame, padded to whole pages so that no synced page is ever written again:
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from crc32c import crc32c
 
-from ledgerstream.log.disk import Disk, File, Handle
+from ledgerstream.log.disk import Disk, File
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.tail import Batch
 from ledgerstream.wire.batches import HEADER_BYTES, Buffer, crc_matches, parse_header
+
+if TYPE_CHECKING:
+    from ledgerstream.log.partition import Partition
 
 SUFFIX = ".journal"
 NAMES = ("a" + SUFFIX, "b" + SUFFIX)
@@ -57,30 +61,30 @@ class JournalFile:
     generation: int
     file: File
     position: int = 0
-    covers: set[Segment] = field(default_factory=set)
+    covers: dict[Segment, Partition] = field(default_factory=dict)
 
 
 class Journal:
-    """Used by the disk thread alone."""
+    """Written by the disk thread alone."""
 
     def __init__(self, disk: Disk, directory: Path, bytes_max: int, generation: int) -> None:
         self._disk = disk
         self._directory = directory
         self._bytes_max = bytes_max
-        self._generation = generation
+        self._generation = generation  # the highest that any file has had
         self._turns = 0
         self.current: JournalFile | None = None
 
     def fits(self, size: int) -> bool:
-        """Whether a frame of this size has room in the current file."""
+        """Whether the current file has room for a frame of this size."""
         return self.current is not None and self.current.position + size <= self._bytes_max
 
     def turn(self) -> JournalFile | None:
-        """Go on with the other file, which must be free; the one that was full until now."""
+        """Go on with the other file, which must be free; the one that was current until now."""
         full = self.current
-        path = str(self._directory / NAMES[self._turns % 2])
+        path = str(self._directory / NAMES[self._turns % len(NAMES)])
         self._turns += 1
-        file = self._disk.open(Handle(path))
+        file = File(self._disk.open_fd(path, os.O_RDWR | os.O_CREAT))
         if self._disk.size(path) < self._bytes_max:
             self._disk.preallocate(file, self._bytes_max)
             self._disk.sync_directory(str(self._directory))
@@ -92,7 +96,8 @@ class Journal:
         """The round, durable. Any OSError is the end of the store."""
         current = self.current
         assert current is not None
-        rows, buffers = [], []
+        rows: list[Buffer] = []
+        buffers: list[Buffer] = []
         for batch in batches:
             pieces = batch.buffers
             rows += (
@@ -101,7 +106,7 @@ class Journal:
                 pieces[0][17:21] if len(pieces) == 1 else pieces[1][1:5],
             )
             buffers += pieces
-            current.covers.add(batch.segment)
+            current.covers[batch.segment] = batch.partition
         table = b"".join(rows)
         size = sum([batch.size for batch in batches])
         rest = _HEAD_REST.pack(current.generation, len(batches), size)
@@ -124,28 +129,29 @@ class JournalRow(NamedTuple):
 
 
 class JournalContents:
-    """What the journals of a crashed store hold, by partition, oldest first."""
+    """What the journals of a stopped store hold, by partition, oldest first."""
 
     def __init__(self, disk: Disk, directory: Path) -> None:
         self._disk = disk
-        self.rows: dict[bytes, list[JournalRow]] = {}
-        self.generation = 0
-        self.paths = [
+        self._directory = directory
+        self._paths = [
             str(directory / name) for name in disk.names(str(directory)) if name.endswith(SUFFIX)
         ]
-        files = []
-        for path in self.paths:
-            frames = list(self._frames(path))
-            if frames:
-                files.append((frames[0][0], [row for _, rows in frames for row in rows]))
-        for generation, rows in sorted(files, key=lambda found: found[0]):
-            self.generation = max(self.generation, generation)
-            for identity, row in rows:
-                self.rows.setdefault(identity, []).append(row)
+        self._heads = {path: self._head(path, 0) for path in self._paths}
+        self.generation = max((head.generation for head in self._heads.values() if head), default=0)
+
+    def rows(self) -> dict[bytes, list[JournalRow]]:
+        """By identity."""
+        out: dict[bytes, list[JournalRow]] = {}
+        heads = [(head.generation, path) for path, head in self._heads.items() if head]
+        for _, path in sorted(heads):
+            for identity, row in self._rows(path):
+                out.setdefault(identity, []).append(row)
+        return out
 
     def batch(self, row: JournalRow) -> bytes | None:
         """The batch, or None if it is not whole (its round was never answered)."""
-        data = self._disk.read(Handle(row.path), row.position, row.size)
+        data = self._disk.read_once(row.path, row.position, row.size)
         if len(data) < max(row.size, HEADER_BYTES):
             return None
         header = parse_header(data)
@@ -157,24 +163,53 @@ class JournalContents:
         )
         return data if whole else None
 
-    def _frames(self, path: str) -> Iterator[tuple[int, list[tuple[bytes, JournalRow]]]]:
-        handle = Handle(path)
-        end = self._disk.size(path)
-        position, generation = 0, None
-        while position + FRAME_HEAD_BYTES <= end:
-            head = self._disk.read(handle, position, FRAME_HEAD_BYTES)
-            tag, crc = _HEAD.unpack_from(head)
-            found, count, size = _HEAD_REST.unpack_from(head, _HEAD.size)
-            generation = generation or found
-            if tag != TAG or found != generation or count * ROW_BYTES > end:
-                break
-            table = self._disk.read(handle, position + FRAME_HEAD_BYTES, count * ROW_BYTES)
-            if crc32c(table, crc32c(head[_HEAD.size :])) != crc:
-                break
-            start = position + FRAME_HEAD_BYTES + len(table)
-            yield found, list(_rows(path, table, start))
-            position += _pages(FRAME_HEAD_BYTES + len(table) + size)
-        self._disk.forget(handle)
+    def recycle(self) -> None:
+        """All of it is in the segments: let no later recovery find it again."""
+        for path in self._paths:
+            if not path.endswith(NAMES):
+                self._disk.remove(path)
+                continue
+            self.generation += 1
+            rest = _HEAD_REST.pack(self.generation, 0, 0)
+            file = File(self._disk.open_fd(path, os.O_RDWR))
+            self._disk.write(file, [_HEAD.pack(TAG, crc32c(rest)), rest], 0)
+            self._disk.sync(file)
+
+    def set_aside(self) -> None:
+        """A partition could not be recovered: keep these for when it can."""
+        for path, head in self._heads.items():
+            if head and path.endswith(NAMES):
+                set_aside(self._disk, path, head.generation)
+
+    def _head(self, path: str, position: int) -> _FrameHead | None:
+        head = self._disk.read_once(path, position, FRAME_HEAD_BYTES)
+        if len(head) < FRAME_HEAD_BYTES:
+            return None
+        tag, crc = _HEAD.unpack_from(head)
+        generation, count, size = _HEAD_REST.unpack_from(head, _HEAD.size)
+        at = position + FRAME_HEAD_BYTES
+        table = self._disk.read_once(path, at, count * ROW_BYTES) if tag == TAG else b""
+        if tag != TAG or crc32c(table, crc32c(head[_HEAD.size :])) != crc:
+            return None
+        return _FrameHead(generation, table, at + len(table), _pages(at + len(table) + size))
+
+    def _rows(self, path: str) -> Iterator[tuple[bytes, JournalRow]]:
+        head = first = self._head(path, 0)
+        while head and first and head.generation == first.generation:
+            yield from _rows(path, head.table, head.batches_at)
+            head = self._head(path, head.next_at)
+
+
+class _FrameHead(NamedTuple):
+    generation: int
+    table: bytes
+    batches_at: int
+    next_at: int
+
+
+def set_aside(disk: Disk, path: str, generation: int) -> None:
+    """Keep a journal file whose segments could not be synced; the next start fills from it."""
+    disk.rename(path, path.removesuffix(SUFFIX) + f".{generation}{SUFFIX}")
 
 
 def _rows(path: str, table: Buffer, start: int) -> Iterator[tuple[bytes, JournalRow]]:

@@ -63,6 +63,7 @@ class Host(Protocol):
     limits: Limits
     disk: Disk
     tails: TailCache
+    checkpoint_due: bool
 
     def write(self, batch: Batch) -> None: ...
     def roll(self, partition: Partition, full: Segment) -> None: ...
@@ -90,6 +91,8 @@ class Partition:
         "log_start_offset",
         "next_offset",
         "producers",
+        "recovery_point",
+        "retriable",
         "retry_at_ms",
         "segments",
         "snapshot_offsets",
@@ -102,20 +105,22 @@ class Partition:
     ) -> None:
         self.host = host
         self.key = key
-        self.identity = key.topic_id.bytes + key.index.to_bytes(4, "big")
+        self.identity = key.identity
         self.config = config
         self.directory = directory
         self.failure: str | None = None  # why it stopped; every append is refused with it
-        self.retry_at_ms: int | None = None  # when to try again, if that makes sense
+        self.retriable = False  # it may be tried again
+        self.retry_at_ms: int | None = None
         self.deleted = False
         self.tail = Tail()
-        self.adopt(state)
+        self.recovery_point = state.next_offset  # up to here a crash need not look
+        self._adopt(state)
         self.leader_epoch = max(self.epochs.latest, 0)
         # The disk thread's own: set when a write failed, until the partition is repaired.
         self.broken = False
         self.fresh = False  # its directory has not been synced yet
 
-    def adopt(self, state: State) -> None:
+    def _adopt(self, state: State) -> None:
         """Take what the files say; all of it is durable."""
         self.segments = state.segments
         self.log_start_offset = state.log_start_offset
@@ -184,7 +189,6 @@ class Partition:
 
     def _roll(self, now_ms: int) -> Segment:
         full = self.segments[-1]
-        full.seal()
         segment = Segment(self.directory, self.next_offset, now_ms)
         self.segments.append(segment)
         self.host.roll(self, full)
@@ -201,17 +205,24 @@ class Partition:
         self.high_watermark = batch.next_offset
         self.durable = Durable(batch.next_offset, batch.segment, batch.position + batch.size)
 
-    def stop(self, failure: str, retry_at_ms: int | None) -> None:
+    def stop(self, failure: str, *, retriable: bool) -> None:
         """Refuse everything from now on; what was not durable has never been."""
         self.failure = failure
-        self.retry_at_ms = retry_at_ms
+        self.retriable = retriable
+        self.retry_at_ms = None
         self.next_offset = self.high_watermark
         self.tail.truncate(self.high_watermark)
 
     def resume(self, state: State) -> None:
         """A stopped partition's files have been put right."""
-        self.adopt(state)
-        self.failure = self.retry_at_ms = None
+        self._adopt(state)
+        self.failure = None
+
+    def raise_log_start(self, offset: int) -> None:
+        """What lies below is gone for readers; at the next checkpoint it is so for good."""
+        assert self.log_start_offset <= offset <= self.high_watermark
+        self.log_start_offset = offset
+        self.host.checkpoint_due = True
 
     # reading
 
@@ -265,7 +276,9 @@ class Partition:
             if segment.max_timestamp < timestamp_ms:
                 continue
             start = segment.position_before(source, timestamp_ms)
-            for position, header in segment.walk(source, start, self._end_position(source, at, end)):
+            for position, header in segment.walk(
+                source, start, self._end_position(source, at, end)
+            ):
                 if header.max_timestamp < timestamp_ms or header.control:
                     continue
                 batch = source(segment.log, position, header.size)

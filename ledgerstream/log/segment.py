@@ -135,17 +135,14 @@ class Segment:
             self.first_timestamp = max_timestamp
         if self._unindexed > interval_bytes:
             self.offsets.add(last_offset - self.base_offset, position)
-            self._index_time()
+            self.index_time()
             self._unindexed = 0
         self._unindexed += size
         self.size = position + size
         return position
 
-    def seal(self) -> None:
-        """The time index of a full segment ends with its highest timestamp."""
-        self._index_time()
-
-    def _index_time(self) -> None:
+    def index_time(self) -> None:
+        """The time index knows the highest timestamp so far: at a checkpoint it must."""
         self.times.add(self.max_timestamp, self.max_timestamp_offset - self.base_offset)
 
     # finding

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ledgerstream.wire.batches import Buffer
@@ -23,7 +24,15 @@ _PIECES_MAX = 64  # a read of more pieces than this is joined: sockets like few 
 class Batch:
     """A batch in its place: what the disk thread writes and what the tail keeps."""
 
-    __slots__ = ("base_offset", "buffers", "next_offset", "partition", "position", "segment", "size")
+    __slots__ = (
+        "base_offset",
+        "buffers",
+        "next_offset",
+        "partition",
+        "position",
+        "segment",
+        "size",
+    )
 
     def __init__(
         self,
@@ -47,7 +56,7 @@ class Batch:
 def placed(prefix: bytes, batch: Buffer) -> tuple[Buffer, ...]:
     """The batch with its first bytes replaced, copied only where that is cheap."""
     if len(batch) <= JOINED_BYTES:
-        return (prefix + batch[len(prefix) :],)  # type: ignore[operator]
+        return (prefix + batch[len(prefix) :],)
     return prefix, memoryview(batch)[len(prefix) :]
 
 
@@ -89,8 +98,7 @@ class Tail:
             return None
         out: list[Buffer] = []
         size = 0
-        for at in range(at, len(batches)):
-            batch = batches[at]
+        for batch in islice(batches, at, None):
             size += batch.size
             if batch.next_offset > end or (out and size > bytes_max):
                 break

@@ -1,6 +1,6 @@
-"""What a client's batch must satisfy before the log decides on it (transactions.md A, items 1 to 4).
+"""What a client's batch must satisfy before the log decides on it.
 
-Header, size, CRC and count only: records are not walked.
+Items 1 to 4 of transactions.md, part A. Header, size, CRC and count only: records are not walked.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _check_header(header: Header, config: LogConfig, now_ms: int, version: int) 
         )
     if header.base_offset != 0:
         return _invalid(f"A client's batch starts at offset 0, not at {header.base_offset}.")
-    if header.count <= 0 or header.last_offset_delta + 1 != header.count:
+    if header.record_count <= 0 or header.last_offset_delta + 1 != header.record_count:
         return _invalid(
-            f"The batch says {header.count} records, and offsets for "
+            f"The batch says {header.record_count} records, and offsets for "
             f"{header.last_offset_delta + 1}."
         )
     if header.control:

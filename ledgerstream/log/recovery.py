@@ -1,0 +1,326 @@
+"""A partition's state from its files, after a crash or a failed write.
+
+Everything below the recovery point was synced and is believed; from the newest producer snapshot at
+or below it on, batches are read. The first that is torn (length, CRC, offset) is where the log is
+cut; then the journal is asked for what follows. Damage below the recovery point is no torn tail but
+a disk that lies: CorruptError, and the partition does not start.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from ledgerstream.errors import CorruptError
+from ledgerstream.limits import Limits
+from ledgerstream.log.disk import Disk, Handle
+from ledgerstream.log.epochs import EPOCHS_NAME, Epochs
+from ledgerstream.log.index import (
+    OFFSET_ENTRY_BYTES,
+    TIME_ENTRY_BYTES,
+    OffsetIndex,
+    ReadAt,
+    TimeEntry,
+    TimeIndex,
+    parse_time_entry,
+)
+from ledgerstream.log.journal import JournalContents, JournalRow
+from ledgerstream.log.partition import State
+from ledgerstream.log.producers import Producers
+from ledgerstream.log.segment import LOG, Segment
+from ledgerstream.log.snapshots import (
+    KEPT,
+    read_snapshot,
+    remove_snapshots,
+    snapshot_offsets,
+    write_snapshot,
+)
+from ledgerstream.wire.batches import (
+    HEADER_BYTES,
+    Buffer,
+    Header,
+    crc_matches,
+    parse_header,
+)
+
+log = structlog.get_logger("log")
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+class Journaled(NamedTuple):
+    """A partition's part of the journals."""
+
+    contents: JournalContents
+    rows: Sequence[JournalRow]
+
+
+def recover(
+    disk: Disk,
+    limits: Limits,
+    directory: str,
+    *,
+    recovery_point: int = 0,
+    log_start_offset: int = 0,
+    journaled: Journaled | None = None,
+) -> State:
+    """Read, cut, fill, index and sync one partition. CorruptError, OSError where that fails."""
+    return _Recovery(disk, limits, directory, recovery_point, log_start_offset).run(journaled)
+
+
+class _Recovery:
+    def __init__(
+        self, disk: Disk, limits: Limits, directory: str, recovery_point: int, log_start: int
+    ) -> None:
+        self.disk = disk
+        self.limits = limits
+        self.directory = directory
+        self.recovery_point = recovery_point
+        self.log_start_offset = log_start
+        names = disk.names(directory)
+        bases = sorted(int(name.removesuffix(LOG)) for name in names if name.endswith(LOG))
+        self.segments = [Segment(directory, base) for base in bases or [log_start]]
+        self.snapshots = snapshot_offsets(names)
+        self.producers = Producers()
+        self.epochs = Epochs()
+        self.next_offset = self.segments[0].base_offset
+        self.touched: dict[Segment, None] = {}  # in order
+
+    def run(self, journaled: Journaled | None) -> State:
+        start = self._load_snapshot()
+        at = max(i for i, s in enumerate(self.segments) if i == 0 or s.base_offset <= start)
+        for segment in self.segments[:at]:
+            self._believe(segment)
+        self._load_epochs(start)
+        self._scan(at, start)
+        if journaled is not None:
+            self._fill(journaled)
+        if self.next_offset < self.recovery_point:
+            raise CorruptError(
+                f"{self.directory} ends at offset {self.next_offset:,}, though everything up to "
+                f"{self.recovery_point:,} had been synced: the disk has lost data.",
+                "Restore the directory from a copy, or delete the topic.",
+            )
+        self._finish()
+        return State(
+            self.segments,
+            max(self.log_start_offset, self.segments[0].base_offset),
+            self.next_offset,
+            self.epochs,
+            self.producers,
+            tuple(self.snapshots),
+        )
+
+    def _load_snapshot(self) -> int:
+        """The offset from which batches are read."""
+        for offset in reversed(self.snapshots):
+            if self.next_offset <= offset <= self.recovery_point:
+                producers = read_snapshot(self.disk, self.directory, offset)
+                if producers is not None:
+                    self.producers = producers
+                    return offset
+        return self.next_offset
+
+    def _load_epochs(self, start: int) -> None:
+        data = self.disk.read_file(f"{self.directory}/{EPOCHS_NAME}")
+        if data is not None:
+            try:
+                self.epochs = Epochs.decode(data, start)
+            except ValueError:
+                pass  # batches carry their epochs: those that are read say it again
+
+    # what was synced before the crash
+
+    def _believe(self, segment: Segment) -> None:
+        """A sealed segment: its size, and what the end of its indexes says."""
+        size = self.disk.size(segment.log.path)
+        segment.offsets = OffsetIndex(self.disk.size(segment.index.path) // OFFSET_ENTRY_BYTES)
+        segment.size = size
+        entries = self.disk.size(segment.time_index.path) // TIME_ENTRY_BYTES
+        if entries:
+            position = (entries - 1) * TIME_ENTRY_BYTES
+            last = parse_time_entry(
+                self.disk.read_once(segment.time_index.path, position, TIME_ENTRY_BYTES)
+            )
+            segment.times = TimeIndex(entries, last.timestamp)
+            segment.max_timestamp = last.timestamp
+            segment.max_timestamp_offset = segment.base_offset + last.relative_offset
+        if size >= HEADER_BYTES:
+            first = self.disk.read_once(segment.log.path, 0, HEADER_BYTES)
+            segment.first_timestamp = parse_header(first).max_timestamp
+
+    def _believe_up_to(self, segment: Segment, offset: int) -> int:
+        """The position where `offset` starts, with the indexes up to there; 0 to read it all."""
+        self._believe(segment)
+        position = self._position_of(segment, offset)
+        times = self._time_entries_below(segment, offset) if position else 0
+        if not times:
+            position = 0
+        entries = segment.offsets.count_below(position, self._file(segment.index))
+        segment.offsets, segment.times = OffsetIndex(entries), TimeIndex(times)
+        segment.max_timestamp, segment.max_timestamp_offset = -1, segment.base_offset
+        if times:
+            last = self._time_entry(segment, times - 1)
+            segment.times.last_timestamp = segment.max_timestamp = last.timestamp
+            segment.max_timestamp_offset = segment.base_offset + last.relative_offset
+        segment.size = position
+        return position
+
+    def _position_of(self, segment: Segment, offset: int) -> int:
+        relative = offset - 1 - segment.base_offset
+        if relative < 0:
+            return 0
+        try:
+            floor = segment.offsets.floor(relative, self._file(segment.index))
+            for at, header in segment.walk(self.disk.read, floor, segment.size):
+                if header.next_offset >= offset:
+                    return at + header.size if header.next_offset == offset else 0
+        except CorruptError:
+            pass
+        return 0
+
+    def _time_entries_below(self, segment: Segment, offset: int) -> int:
+        relative = offset - segment.base_offset
+        return bisect_left(
+            range(len(segment.times)),
+            relative,
+            key=lambda at: self._time_entry(segment, at).relative_offset,
+        )
+
+    def _time_entry(self, segment: Segment, at: int) -> TimeEntry:
+        position = at * TIME_ENTRY_BYTES
+        return parse_time_entry(self.disk.read(segment.time_index, position, TIME_ENTRY_BYTES))
+
+    def _file(self, handle: Handle) -> ReadAt:
+        return lambda position, size: self.disk.read(handle, position, size)
+
+    # what has to be read
+
+    def _scan(self, at: int, start: int) -> None:
+        for segment in self.segments[at:]:
+            if segment.base_offset <= start:
+                position = self._believe_up_to(segment, start)
+                self.next_offset = start if position else segment.base_offset
+            elif segment.base_offset != self.next_offset:
+                self._cut(segment, 0)
+                return
+            size = self.disk.size(segment.log.path)
+            for header, _ in self._whole_batches(segment, size):
+                self._take(segment, header, start)
+            if segment.size < size:
+                self._cut(segment, size)
+                return
+
+    def _whole_batches(self, segment: Segment, size: int) -> Iterator[tuple[Header, Buffer]]:
+        """Batches from `segment.size` on, until one is not as it should be."""
+        chunk, chunk_at = b"", segment.size
+        while (position := segment.size) + HEADER_BYTES <= size:
+            at = position - chunk_at
+            if at + HEADER_BYTES > len(chunk) or at + parse_header(chunk, at).size > len(chunk):
+                chunk, chunk_at, at = self._chunk(segment, position), position, 0
+            header = parse_header(chunk, at)
+            if not (
+                header.magic == 2
+                and HEADER_BYTES <= header.size <= len(chunk) - at
+                and header.base_offset >= self.next_offset
+                and header.last_offset_delta >= 0
+                and crc_matches(chunk, at, header)
+            ):
+                return
+            yield header, chunk
+
+    def _chunk(self, segment: Segment, position: int) -> bytes:
+        """Bytes at `position`, at least the whole batch if it is whole."""
+        chunk = self.disk.read(segment.log, position, _CHUNK_BYTES)
+        size = parse_header(chunk).size
+        if len(chunk) == _CHUNK_BYTES < size <= self.limits.frame_bytes_max:
+            chunk = self.disk.read(segment.log, position, size)
+        return chunk
+
+    def _take(self, segment: Segment, header: Header, replay_from: int = 0) -> None:
+        """A batch that is in the segment: everything that is known of it."""
+        last_offset = header.next_offset - 1
+        interval = self.limits.index_interval_bytes
+        segment.place(last_offset, header.size, header.max_timestamp, interval)
+        self.next_offset = header.next_offset
+        if header.base_offset >= replay_from:
+            self.producers.replay(header, header.base_offset, header.max_timestamp)
+        if header.leader_epoch > self.epochs.latest:
+            self.epochs.begin(header.leader_epoch, header.base_offset)
+        self.touched[segment] = None
+
+    def _cut(self, segment: Segment, size: int) -> None:
+        """The log ends here: what follows was never answered, or is in the journal."""
+        if self.next_offset < self.recovery_point:
+            raise CorruptError(
+                f"{segment.log.path} is damaged at byte {segment.size:,} (offset "
+                f"{self.next_offset:,}), below offset {self.recovery_point:,} that was synced.",
+                "Restore the directory from a copy, or delete the topic.",
+            )
+        at = self.segments.index(segment)
+        if segment.size == 0 and at > 0:
+            at -= 1
+        later, self.segments = self.segments[at + 1 :], self.segments[: at + 1]
+        last = self.segments[-1]
+        dropped = sum(self.disk.size(gone.log.path) for gone in later) + (
+            0 if segment in later else size - segment.size
+        )
+        log.warning(
+            "torn end cut", partition=self.directory, offset=self.next_offset, bytes=dropped
+        )
+        self.disk.truncate(last.log, last.size)
+        self.touched[last] = None
+        for gone in later:
+            for handle in gone.handles:
+                self.disk.forget(handle)
+                self.disk.remove(handle.path)
+
+    def _fill(self, journaled: Journaled) -> None:
+        for row in journaled.rows:
+            if row.base_offset < self.next_offset:
+                continue
+            batch = journaled.contents.batch(row)
+            if batch is None:
+                return
+            if row.base_offset > self.next_offset:
+                raise CorruptError(
+                    f"{self.directory} ends at offset {self.next_offset:,} and the journal goes on "
+                    f"at {row.base_offset:,}: the disk has lost data.",
+                    "Restore the directory from a copy, or delete the topic.",
+                )
+            segment = self.segments[-1]
+            if segment.size + row.size > self.limits.segment_bytes and segment.size:
+                segment = Segment(self.directory, self.next_offset)
+                self.segments.append(segment)
+            self.disk.write(self.disk.create(segment.log), [batch], segment.size)
+            self._take(segment, parse_header(batch))
+
+    def _finish(self) -> None:
+        """Write what was rebuilt, and sync it all: the recovery point is the end now."""
+        for segment in self.touched:
+            segment.index_time()
+            for index, handle in (
+                (segment.offsets, segment.index),
+                (segment.times, segment.time_index),
+            ):
+                position, entries = index.waiting()
+                self.disk.truncate(handle, position)
+                self.disk.write(self.disk.create(handle), [entries], position)
+                index.written(position + len(entries))
+            for handle in segment.handles:
+                self.disk.sync(self.disk.open(handle))
+        if self.touched or self.next_offset not in self.snapshots:
+            write_snapshot(self.disk, self.directory, self.next_offset, self.producers.records())
+            known = {offset for offset in self.snapshots if offset < self.next_offset}
+            offsets = [*sorted(known), self.next_offset]
+            remove_snapshots(
+                self.disk, self.directory, {*self.snapshots, *offsets} - {*offsets[-KEPT:]}
+            )
+            self.snapshots = offsets[-KEPT:]
+            self.disk.write_file(
+                f"{self.directory}/{EPOCHS_NAME}", self.epochs.encode(), sync=False
+            )
+            self.disk.create(self.segments[-1].log)
+            self.disk.sync_directory(self.directory)

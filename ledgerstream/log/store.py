@@ -1,0 +1,424 @@
+"""All partitions of a data directory: the loop's side of the write round.
+
+The loop decides and queues; `writer` (the disk thread) makes a round of all that waits durable;
+`call_soon` brings the outcome back to the loop, where high watermarks move and `on_round` is told.
+`tick` is the clock: call it about once a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from ledgerstream.errors import CorruptError
+from ledgerstream.limits import LIMITS, Limits
+from ledgerstream.log.background import Background, Save
+from ledgerstream.log.config import LogConfig, PartitionKey
+from ledgerstream.log.disk import Disk, File
+from ledgerstream.log.epochs import Epochs
+from ledgerstream.log.journal import Journal, JournalContents, JournalRow
+from ledgerstream.log.markers import (
+    DELETED_SUFFIX,
+    PartitionSummary,
+    Point,
+    read_checkpoint,
+    read_clean,
+    read_key,
+    remove_clean,
+    write_checkpoint,
+    write_clean,
+)
+from ledgerstream.log.partition import Partition, State
+from ledgerstream.log.producers import Producers
+from ledgerstream.log.recovery import Journaled, recover
+from ledgerstream.log.segment import Segment
+from ledgerstream.log.snapshots import KEPT, read_snapshot
+from ledgerstream.log.tail import Batch, TailCache
+from ledgerstream.log.writer import Failed, Stats, Writer
+
+log = structlog.get_logger("log")
+STRAY_SUFFIX = ".stray"
+
+
+class Store:
+    """Made by `open`. Everything is for the loop's thread, `close` for one that may block."""
+
+    def __init__(
+        self, directory: Path, limits: Limits, disk: Disk, lock: File, *, sync: bool
+    ) -> None:
+        self.directory = directory
+        self.limits = limits
+        self.disk = disk
+        self.tails = TailCache(limits.tail_cache_bytes)
+        self.failure: str | None = None  # the journal failed: nothing can be written any more
+        self.checkpoint_due = False
+        self._lock: File | None = lock
+        self._sync = sync
+        self._partitions: dict[PartitionKey, Partition] = {}
+        self._checkpoint_at_ms = 0
+        self._expiry_at_ms = 0
+        self._call_soon: Callable[[Callable[[], None]], object] = _at_once
+        self._on_round: Callable[[list[Partition]], None] = _nobody
+        self._on_fatal: Callable[[str], None] = _nobody
+        self._threads: list[threading.Thread] = []
+        self._background = Background(
+            disk, directory, self._checkpointed, self._background_failed, self._fatal
+        )
+        journal = None
+        generation, self._leftovers = self._load()
+        if sync:
+            journal = Journal(disk, directory, limits.journal_bytes, generation)
+        self._writer = Writer(
+            disk, limits, directory, journal, self._background, self._round_done, self._fatal
+        )
+        self.write = self._writer.queue.put
+
+    # start and stop
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        limits: Limits = LIMITS,
+        *,
+        sync: bool = True,
+        disk: Disk | None = None,
+    ) -> Store:
+        """Lock the directory and load every partition. DirectoryInUse if another process has it.
+
+        `sync=False` is Kafka's page-cache behaviour: answered when written, synced behind.
+        """
+        disk = disk or Disk(limits.open_files_max)
+        disk.make_directory(str(directory))
+        return cls(directory, limits, disk, disk.lock(directory), sync=sync)
+
+    def start(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        on_round: Callable[[list[Partition]], None],
+        on_fatal: Callable[[str], None] | None = None,
+    ) -> None:
+        """Begin to write. `call_soon` is the loop's `call_soon_threadsafe`.
+
+        `on_round` is told, on the loop, which partitions' high watermark moved, which failed and
+        which take writes again; `on_fatal` that the store as a whole can write no more, and why.
+        """
+        self._call_soon = call_soon
+        self._on_round = on_round
+        if on_fatal is not None:
+            self._on_fatal = on_fatal
+        self._threads = [
+            threading.Thread(target=self._writer.run, name="log-disk", daemon=True),
+            threading.Thread(target=self._background.run, name="log-background", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        for path in self._leftovers:
+            self._background.remove(path)
+
+    def close(self) -> None:
+        """Finish what was accepted, sync, leave the marker of a clean stop. Blocks."""
+        if self._lock is None:
+            return
+        if self._threads:
+            for partition in self._partitions.values():
+                if partition.unchecked_bytes and partition.failure is None:
+                    self.checkpoint(partition)
+            self._call_soon = _at_once  # the loop may be gone; nothing else runs any more
+            writer, background = self._threads
+            self._writer.queue.put(None)
+            writer.join()
+            self._background.queue.put(None)
+            background.join()
+        if self.failure is None:
+            self._write_markers()
+        self._lock = None
+
+    def _write_markers(self) -> None:
+        write_checkpoint(self.disk, self.directory, self._points())
+        summaries = [
+            _summary(partition)
+            for partition in self._partitions.values()
+            if partition.failure is None
+        ]
+        write_clean(self.disk, self.directory, summaries)
+
+    def _load(self) -> tuple[int, list[str]]:
+        """Take the partitions from the marker or from their files.
+
+        (the highest journal generation so far, directories that are to be removed)
+        """
+        disk, root = self.disk, self.directory
+        names = disk.directories(str(root))
+        clean = {summary.key.directory: summary for summary in read_clean(disk, root)}
+        points = read_checkpoint(disk, root)
+        journals = JournalContents(disk, root)
+        rows = None
+        for name in names:
+            summary = clean.get(name)
+            if summary is not None and self._open_clean(summary):
+                continue
+            key = read_key(disk, root, name)
+            if key is not None:
+                rows = journals.rows() if rows is None else rows
+                self._recover(key, points, journals, rows)
+            elif not name.endswith((DELETED_SUFFIX, STRAY_SUFFIX)):
+                self._put_aside(name)
+        write_checkpoint(disk, root, self._points())
+        remove_clean(disk, root)
+        if any(partition.failure for partition in self._partitions.values()):
+            journals.set_aside()
+        else:
+            journals.recycle()
+        deleted = [str(root / name) for name in names if name.endswith(DELETED_SUFFIX)]
+        return journals.generation, deleted
+
+    def _open_clean(self, summary: PartitionSummary) -> bool:
+        directory = str(self.directory / summary.key.directory)
+        last = Segment.from_summary(directory, summary.segments[-1])
+        producers: Producers | None = Producers()
+        if summary.snapshot_offsets:
+            producers = read_snapshot(self.disk, directory, summary.snapshot_offsets[-1])
+        if producers is None or self.disk.size(last.log.path) != last.size:
+            return False  # somebody changed it while nobody was looking
+        state = State(
+            [Segment.from_summary(directory, segment) for segment in summary.segments],
+            summary.log_start_offset,
+            summary.next_offset,
+            Epochs(summary.epochs),
+            producers,
+            tuple(summary.snapshot_offsets),
+        )
+        self._add(summary.key, state)
+        return True
+
+    def _recover(
+        self,
+        key: PartitionKey,
+        points: dict[bytes, Point],
+        journals: JournalContents,
+        rows: dict[bytes, list[JournalRow]],
+    ) -> None:
+        point = points.get(key.identity, Point(key.identity, 0, 0))
+        directory = str(self.directory / key.directory)
+        try:
+            state = recover(
+                self.disk,
+                self.limits,
+                directory,
+                recovery_point=point.recovery_point,
+                log_start_offset=point.log_start_offset,
+                journaled=Journaled(journals, rows.get(key.identity, ())),
+            )
+        except (CorruptError, OSError) as error:
+            start = max(point.recovery_point, point.log_start_offset)
+            state = State(
+                [Segment(directory, start)],
+                point.log_start_offset,
+                start,
+                Epochs(),
+                Producers(),
+                (),
+            )
+            partition = self._add(key, state)
+            partition.recovery_point = point.recovery_point
+            partition.broken = True
+            partition.stop(f"Partition {key} cannot be recovered: {error}", retriable=False)
+            log.error("partition stopped", partition=str(key), why=partition.failure)
+            return
+        self._add(key, state).fresh = True
+
+    def _put_aside(self, name: str) -> None:
+        """A directory that nothing says the partition of; an empty one is a creation cut short."""
+        path = str(self.directory / name)
+        files = self.disk.names(path)
+        if any(self.disk.size(f"{path}/{file}") for file in files if file.endswith(".log")):
+            self.disk.rename(path, path + STRAY_SUFFIX)
+            log.error("directory without a topic id put aside", path=path + STRAY_SUFFIX)
+        else:
+            self.disk.remove(path)
+
+    # partitions
+
+    def create(self, key: PartitionKey, config: LogConfig, now_ms: int) -> Partition:
+        """A new partition, led from offset 0; its directory is made in the disk thread."""
+        assert key not in self._partitions, key
+        directory = str(self.directory / key.directory)
+        epochs = Epochs()
+        epochs.begin(0, 0)
+        state = State([Segment(directory, 0, now_ms)], 0, 0, epochs, Producers(), ())
+        partition = self._add(key, state, config)
+        self._writer.queue.put(partial(self._writer.create, partition))
+        return partition
+
+    def get(self, key: PartitionKey) -> Partition | None:
+        return self._partitions.get(key)
+
+    def partitions(self) -> list[Partition]:
+        return list(self._partitions.values())
+
+    def delete(self, key: PartitionKey) -> None:
+        """Forget the partition; its directory is renamed, then removed, behind our back."""
+        partition = self._partitions.pop(key)
+        partition.deleted = True
+        partition.stop(f"Partition {key} has been deleted.", retriable=False)
+        self.checkpoint_due = True
+        self._writer.queue.put(partial(self._writer.delete, partition))
+
+    def _add(self, key: PartitionKey, state: State, config: LogConfig = LogConfig()) -> Partition:
+        directory = str(self.directory / key.directory)
+        partition = Partition(self, key, config, directory, state)
+        self._partitions[key] = partition
+        return partition
+
+    @property
+    def stats(self) -> Stats:
+        return self._writer.stats
+
+    # what partitions ask for
+
+    def roll(self, partition: Partition, full: Segment) -> None:
+        self._save(partition, full, partition.segments[-1])
+
+    def checkpoint(self, partition: Partition) -> None:
+        self._save(partition, partition.segments[-1], None)
+
+    def _save(self, partition: Partition, segment: Segment, following: Segment | None) -> None:
+        segment.index_time()
+        offsets = (*(o for o in partition.snapshot_offsets if o != partition.next_offset),)
+        offsets += (partition.next_offset,)
+        partition.snapshot_offsets = offsets[-KEPT:]
+        partition.unchecked_bytes = 0
+        save = Save(
+            partition,
+            segment,
+            partition.next_offset,
+            segment.offsets.waiting(),
+            segment.times.waiting(),
+            partition.producers.records(),
+            offsets[:-KEPT],
+            following,
+        )
+        self._writer.queue.put(partial(self._writer.save, save))
+
+    def write_epochs(self, partition: Partition) -> None:
+        content = partition.epochs.encode()
+        self._writer.queue.put(partial(self._writer.write_epochs, partition, content))
+
+    # the clock
+
+    def tick(self, now_ms: int) -> None:
+        """What time brings: checkpoints, another try for stopped partitions, producers' expiry."""
+        if now_ms >= self._checkpoint_at_ms:
+            self._checkpoint_at_ms = now_ms + self.limits.checkpoint_ms
+            if self.checkpoint_due:
+                self.checkpoint_due = False
+                self._background.write_checkpoint(self._points())
+        if now_ms >= self._expiry_at_ms:
+            self._expiry_at_ms = now_ms + self.limits.producer_id_expiry_check_ms
+            for partition in self._partitions.values():
+                partition.producers.expire(now_ms, self.limits.producer_id_expiry_ms)
+        for partition in self._partitions.values():
+            if partition.retriable:
+                self._retry(partition, now_ms)
+
+    def _retry(self, partition: Partition, now_ms: int) -> None:
+        if partition.retry_at_ms is None:
+            partition.retry_at_ms = now_ms + self.limits.storage_retry_ms
+        elif now_ms >= partition.retry_at_ms:
+            partition.retriable = False
+            repair = partial(
+                self._writer.repair,
+                partition,
+                partition.durable,
+                partial(self._repaired, partition),
+            )
+            self._writer.queue.put(repair)
+
+    def _points(self) -> list[Point]:
+        return [
+            Point(partition.identity, partition.recovery_point, partition.log_start_offset)
+            for partition in self._partitions.values()
+        ]
+
+    # called by the threads; each goes on on the loop
+
+    def _round_done(self, done: list[Batch], failed: list[Failed]) -> None:
+        self._call_soon(partial(self._on_loop_round, done, failed))
+
+    def _repaired(self, partition: Partition, state: State) -> None:
+        self._call_soon(partial(self._on_loop_repaired, partition, state))
+
+    def _checkpointed(self, save: Save) -> None:
+        self._call_soon(partial(self._on_loop_checkpointed, save))
+
+    def _background_failed(self, partition: Partition, sentence: str) -> None:
+        self._round_done([], [Failed(partition, sentence, False)])
+
+    def _fatal(self, sentence: str) -> None:
+        self._call_soon(partial(self._on_loop_fatal, sentence))
+
+    # on the loop
+
+    def _on_loop_round(self, done: list[Batch], failed: list[Failed]) -> None:
+        moved = []
+        for batch in done:
+            partition = batch.partition
+            if partition.failure is None:
+                partition.advance(batch)
+                moved.append(partition)
+        for partition, sentence, retriable in failed:
+            if not partition.deleted:
+                partition.stop(sentence, retriable=retriable)
+                log.error("partition stopped", partition=str(partition.key), why=sentence)
+                moved.append(partition)
+        self._on_round(moved)
+
+    def _on_loop_repaired(self, partition: Partition, state: State) -> None:
+        if not partition.deleted:
+            partition.resume(state)
+            log.info("partition takes writes again", partition=str(partition.key))
+            self._on_round([partition])
+
+    def _on_loop_checkpointed(self, save: Save) -> None:
+        for index, (position, entries) in (
+            (save.segment.offsets, save.offset_index),
+            (save.segment.times, save.time_index),
+        ):
+            index.written(position + len(entries))
+        save.partition.recovery_point = save.offset
+        self.checkpoint_due = True
+
+    def _on_loop_fatal(self, sentence: str) -> None:
+        if self.failure is None:
+            self.failure = sentence
+            log.critical("log stopped", why=sentence)
+            for partition in self._partitions.values():
+                partition.stop(sentence, retriable=False)
+            self._on_round(self.partitions())
+            self._on_fatal(sentence)
+
+
+def _summary(partition: Partition) -> PartitionSummary:
+    return PartitionSummary(
+        partition.key.topic,
+        partition.key.topic_id.bytes,
+        partition.key.index,
+        partition.log_start_offset,
+        partition.next_offset,
+        [segment.summary() for segment in partition.segments],
+        partition.epochs.starts(),
+        list(partition.snapshot_offsets),
+    )
+
+
+def _at_once(act: Callable[[], None]) -> None:
+    act()
+
+
+def _nobody(_: object) -> None:
+    """Nobody has asked to be told."""
