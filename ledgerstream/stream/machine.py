@@ -7,6 +7,7 @@ the caller settles with `forget` once the step is committed, or undoes with `rol
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -148,6 +149,8 @@ class Machine:
         self.partition = partition
         self.topic_number = topic_number
         self.state = State(processor.states) if state is None else state
+        self.position = 0  # the state is that after all events below it
+        self._starts: deque[int] = deque()  # of the steps that are not settled
 
     @property
     def source(self) -> Topic:
@@ -175,6 +178,8 @@ class Machine:
                     raise
                 raise self._at_fault(work, error) from error
         self.state.seal()
+        self._starts.append(given.start)
+        self.position = given.stop
         return Piece(
             self.partition,
             work.start,
@@ -189,10 +194,12 @@ class Machine:
     def forget(self) -> None:
         """The oldest step is committed."""
         self.state.forget()
+        self._starts.popleft()
 
     def rollback(self) -> None:
         """Undo the newest step."""
         self.state.rollback()
+        self.position = self._starts.pop()
 
     def _process(
         self, batch: Batch, outputs: bool

@@ -140,7 +140,7 @@ def _let_through(path: Path) -> None:
     for directory in path.parents:
         mode = directory.stat().st_mode
         if not mode & 0o001:
-            log.warning("directory opened for search by others", path=str(directory))
+            log.info("directory opened for search by others", path=str(directory))
             directory.chmod(mode | 0o001)
 
 

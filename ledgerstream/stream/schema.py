@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS ls_progress (
     topic text NOT NULL,
     partition integer NOT NULL,
     topic_id uuid NOT NULL,
+    first_offset bigint NOT NULL,  -- where this processor began
     next_offset bigint NOT NULL,
     owner_epoch bigint NOT NULL DEFAULT 0,
     owner uuid,
@@ -61,6 +62,16 @@ CREATE TABLE IF NOT EXISTS ls_steps (
     digest bytea NOT NULL,
     committed_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (processor, topic, partition, next_offset)
+);
+CREATE TABLE IF NOT EXISTS ls_code_changes (
+    processor text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    first_offset bigint NOT NULL,     -- the range that was replayed with the new code
+    next_offset bigint NOT NULL,
+    old_code_version text,
+    new_code_version text NOT NULL,
+    accepted_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE IF NOT EXISTS ls_dead_letters (
     topic_id uuid NOT NULL,

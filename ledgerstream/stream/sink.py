@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import asyncpg
 
@@ -62,6 +62,7 @@ class Claim:
     """One partition that is ours: where to go on, and what was true there."""
 
     partition: int
+    first_offset: int
     next_offset: int
     owner_epoch: int
     digest: bytes | None
@@ -72,7 +73,7 @@ _CLAIM = """
 UPDATE ls_progress SET owner_epoch = owner_epoch + 1, owner = $4, system_id = $5, timeline = $6,
        updated_at = now()
  WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
-RETURNING partition, next_offset, owner_epoch, digest, code_version"""
+RETURNING partition, first_offset, next_offset, owner_epoch, digest, code_version"""
 
 _MOVE = """
 WITH step AS (
@@ -130,6 +131,7 @@ class Sink:
         self.server = server
         self.owner = uuid.uuid4()
         self.claims: dict[int, Claim] = {}
+        self.epochs: dict[int, int] = {}  # owner epochs of all claims made here, also when it broke
         self._processor = processor
         self._rule_version = rule_version
         self._code_version = code_version
@@ -172,11 +174,18 @@ class Sink:
         return cls(connection, server, processor, rule_version, code_version)
 
     async def claim(
-        self, source: Source, partitions: Iterable[int], starts: Mapping[int, int]
+        self,
+        source: Source,
+        partitions: Iterable[int],
+        starts: Mapping[int, int],
+        held: Mapping[int, int] | None = None,
     ) -> dict[int, Claim]:
         """Make this connection the owner of partitions; from here on no older owner commits.
 
-        `starts`: where a partition begins that was never processed (the log's first offset).
+        starts: where a partition begins that was never processed (the log's first offset).
+        held:   owner epochs of claims that were lost with their connection: a partition that
+                somebody else has claimed since is left to him, and not among the claims.
+
         Raises StoppedPartition for a recreated topic or a database on an older timeline.
         """
         wanted = sorted(partitions)
@@ -184,7 +193,9 @@ class Sink:
         try:
             async with self.connection.transaction():
                 await self._add_progress(source, wanted, starts)
-                await self._check_lineage(source, wanted)
+                epochs = await self._check_lineage(source, wanted)
+                if held is not None:
+                    wanted = [each for each in wanted if epochs[each] <= held[each]]
                 rows = await self.connection.fetch(
                     _CLAIM, self._processor, source.name, wanted, self.owner,
                     self.server.system_id, self.server.timeline,
@@ -194,6 +205,7 @@ class Sink:
         claims = {row["partition"]: Claim(**dict(row)) for row in rows}
         assert sorted(claims) == wanted
         self.claims.update(claims)
+        self.epochs.update({number: claim.owner_epoch for number, claim in claims.items()})
         return claims
 
     async def topic_number(self, source: Source) -> int:
@@ -237,15 +249,17 @@ class Sink:
             lost = await self._move(pieces)
             if lost:
                 await self.connection.execute("ROLLBACK")
-                raise _overtaken(self._processor, self._source.name, lost)
+                raise overtaken(self._processor, self._source.name, lost)
             if await self.connection.execute("COMMIT") != "COMMIT":
                 raise TransientError("Postgres rolled the step back.", lost=False)
         except BaseException as error:
             raise await self._failed(error) from error
         for piece in pieces:
-            claim = self.claims[piece.partition]
-            self.claims[piece.partition] = Claim(
-                piece.partition, piece.stop, claim.owner_epoch, piece.digest, self._code_version
+            self.claims[piece.partition] = replace(
+                self.claims[piece.partition],
+                next_offset=piece.stop,
+                digest=piece.digest,
+                code_version=self._code_version,
             )
         self._commits += 1
         if self._commits % LIMITS.audit_merge_steps == 0:
@@ -263,6 +277,20 @@ class Sink:
         except BaseException as error:
             raise classified(error) from error
 
+    async def accept_code(self, claim: Claim, first_offset: int) -> None:
+        """Record that [first_offset, next_offset) was replayed with this code by consent."""
+        assert self._source is not None
+        try:
+            await self.connection.execute(
+                """INSERT INTO ls_code_changes (processor, topic, partition, first_offset,
+                       next_offset, old_code_version, new_code_version)
+                   VALUES ($1, $2, $3, $4, $5, $6, $7)""",
+                self._processor, self._source.name, claim.partition, first_offset,
+                claim.next_offset, claim.code_version, self._code_version,
+            )  # fmt: skip
+        except BaseException as error:
+            raise classified(error) from error
+
     async def dead_offsets(self, source: Source, partition: int, start: int, stop: int) -> set[int]:
         """Offsets in [start, stop) that are dead letters of this processor."""
         try:
@@ -274,6 +302,11 @@ class Sink:
         except BaseException as error:
             raise classified(error) from error
         return {row["offset"] for row in rows}
+
+    def drop(self, partition: int) -> None:
+        """Commit nothing for it any more."""
+        self.claims.pop(partition, None)
+        self.epochs.pop(partition, None)
 
     async def close(self) -> None:
         """Give the connection back; claims made on it are over."""
@@ -292,17 +325,20 @@ class Sink:
         self, source: Source, partitions: Sequence[int], starts: Mapping[int, int]
     ) -> None:
         await self.connection.execute(
-            """INSERT INTO ls_progress (processor, topic, partition, topic_id, next_offset)
-               SELECT $1, $2, n.partition, $3, n.start
+            """INSERT INTO ls_progress (processor, topic, partition, topic_id, first_offset,
+                                        next_offset)
+               SELECT $1, $2, n.partition, $3, n.start, n.start
                  FROM unnest($4::int[], $5::bigint[]) AS n(partition, start)
                ON CONFLICT DO NOTHING""",
             self._processor, source.name, source.topic_id,
             list(partitions), [starts[each] for each in partitions],
         )  # fmt: skip
 
-    async def _check_lineage(self, source: Source, partitions: Sequence[int]) -> None:
+    async def _check_lineage(self, source: Source, partitions: Sequence[int]) -> dict[int, int]:
+        """The owner epochs as they are; the rows are locked, which waits for an old backend."""
         rows = await self.connection.fetch(
-            """SELECT partition, topic_id, next_offset, system_id, timeline FROM ls_progress
+            """SELECT partition, topic_id, next_offset, owner_epoch, system_id, timeline
+                 FROM ls_progress
                WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
                ORDER BY partition FOR UPDATE""",
             self._processor, source.name, list(partitions),
@@ -322,6 +358,7 @@ class Sink:
                     f"committed on timeline {row['timeline']}: another primary has taken over.",
                     "Connect to the primary that is now in charge.",
                 )
+        return {row["partition"]: row["owner_epoch"] for row in rows}
 
     async def _copy(self, pieces: Sequence[Piece]) -> None:
         by_table: dict[type[Table], list[bytes]] = {}
@@ -385,7 +422,8 @@ class Sink:
         return known
 
 
-def _overtaken(processor: str, topic: str, partitions: set[int]) -> Overtaken:
+def overtaken(processor: str, topic: str, partitions: set[int]) -> Overtaken:
+    """The error that names the partitions another worker now has."""
     names = ", ".join(f"{topic}-{each}" for each in sorted(partitions))
     error = Overtaken(
         f"another worker of {processor} has taken over {names}; nothing of this step was committed."

@@ -6,6 +6,7 @@ letters, and stops a partition whose keys were spread by another partitioner tha
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -42,13 +43,28 @@ class Chunk(Protocol):
 class Reader(Protocol):
     """What the runtime needs of the log: the next chunk of any assigned partition."""
 
-    async def next(self, wait_ms: int = ...) -> Chunk | None: ...
+    async def next(self, wait_ms: int | None = None) -> Chunk | None: ...
+    async def close(self) -> None: ...
+
+
+class TopicInfo(Protocol):
+    """A topic as the log knows it now."""
+
+    @property
+    def topic_id(self) -> uuid.UUID | None: ...
+    @property
+    def partitions(self) -> int: ...
 
 
 class Log(Protocol):
-    """What the runtime needs of a client: a reader from given offsets on."""
+    """What the runtime needs of a client."""
 
+    async def topic(self, name: str) -> TopicInfo: ...
+    async def list_offsets(self, topic: str, at: Mapping[int, int]) -> Mapping[int, int]: ...
     def reader(self, topic: str, positions: Mapping[int, int]) -> Reader: ...
+
+
+EARLIEST, LATEST = -2, -1  # Kafka's timestamps for ListOffsets
 
 
 class Decoder:

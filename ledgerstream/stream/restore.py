@@ -1,0 +1,136 @@
+"""Bring a partition's state to where its offset stands: newest snapshot, then replay.
+
+The replay runs with outputs off, skips what is dead-lettered, and must end in the digest that was
+recorded with the offset; otherwise the partition stops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ledgerstream.errors import KafkaError, StoppedPartition
+from ledgerstream.stream.machine import Input, Machine
+from ledgerstream.stream.processor import Processor
+from ledgerstream.stream.sink import Claim, Sink, Source
+from ledgerstream.stream.snapshot import Snapshot, Snapshots
+from ledgerstream.stream.source import Chunk, Decoder, Log
+from ledgerstream.stream.threads import Compute
+
+OFFSET_OUT_OF_RANGE = 1
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """What restoring any partition of one processor takes."""
+
+    processor: Processor
+    code_version: str
+    accept_new_code: bool
+    source: Source
+    topic_number: int
+    sink: Sink
+    snapshots: Snapshots
+    log: Log
+    decoder: Decoder
+    compute: Compute
+
+    async def restore(self, claim: Claim) -> tuple[Machine, int]:
+        """The machine at `claim.next_offset`, and the offset of the snapshot that it came from."""
+        machine = Machine(self.processor, claim.partition, self.topic_number)
+        if not self.processor.states:
+            machine.position = claim.next_offset
+            return machine, claim.next_offset
+        snapshot = await self.snapshots.newest(claim, self.processor.states)
+        machine.position = claim.first_offset if snapshot is None else snapshot.state_offset
+        begun_at = machine.position
+        if snapshot is not None:
+            await self.compute(self._load, machine, snapshot)
+        changed = await self._check_code(claim, snapshot, begun_at)
+        await self._replay(machine, claim)
+        digest = machine.state.digest()
+        if not changed and claim.digest is not None and digest != claim.digest:
+            raise self._stopped(
+                claim,
+                f"Replaying [{begun_at:,}, {claim.next_offset:,}) gives the state digest "
+                f"{digest.hex()}, and {claim.digest.hex()} was recorded: {self.processor.name} "
+                "does not depend on state and events alone, or the log or the database changed.",
+                "Look for clocks, chance and unordered sums in it; results up to here stand.",
+            )
+        return machine, begun_at
+
+    def _load(self, machine: Machine, snapshot: Snapshot) -> None:
+        machine.state.load(snapshot.content)
+        if machine.state.digest() != snapshot.digest:
+            raise StoppedPartition(
+                f"{self.source.name}-{snapshot.partition} stopped: its snapshot at offset "
+                f"{snapshot.state_offset:,} does not hold what was written to it.",
+                "Restore the database, or delete the row from ls_snapshots to replay the log.",
+            )
+
+    async def _check_code(self, claim: Claim, snapshot: Snapshot | None, begun_at: int) -> bool:
+        """Whether a replay is due with code that did not compute the range, and is accepted."""
+        old = snapshot.code_version if snapshot is not None else claim.code_version
+        count = claim.next_offset - begun_at
+        versions = {old, claim.code_version} - {None}
+        if count == 0 or versions <= {self.code_version}:
+            return False
+        if not self.accept_new_code:
+            since = (
+                f"its snapshot at offset {begun_at:,}" if snapshot is not None else "it first ran"
+            )
+            raise self._stopped(
+                claim,
+                f"{self.processor.name} changed since {since}, and {count:,} "
+                f"{self.source.name} would be replayed with the new code.",
+                "Either run the old version once with --finish, or accept the new code over that "
+                "range with --accept-new-code (recorded).",
+            )
+        await self.sink.accept_code(claim, begun_at)
+        return True
+
+    async def _replay(self, machine: Machine, claim: Claim) -> None:
+        stop = claim.next_offset
+        if machine.position >= stop:
+            return
+        dead = np.array(
+            sorted(
+                await self.sink.dead_offsets(self.source, claim.partition, machine.position, stop)
+            ),
+            np.int64,
+        )
+        reader = self.log.reader(self.source.name, {claim.partition: machine.position})
+        try:
+            while machine.position < stop:
+                chunk = await reader.next()
+                if chunk is not None:
+                    await self.compute(self._replay_chunk, machine, chunk, stop, dead)
+        except KafkaError as error:
+            if error.code != OFFSET_OUT_OF_RANGE:
+                raise
+            raise self._stopped(
+                claim,
+                f"Offsets from {machine.position:,} on are needed to rebuild its state, and the "
+                "log no longer has them: retention removed them.",
+                "Keep the topic's events longer than a snapshot is old; to go on without them, "
+                "give the processor another name and let it begin anew.",
+            ) from error
+        finally:
+            await reader.close()
+
+    def _replay_chunk(self, machine: Machine, chunk: Chunk, stop: int, dead: np.ndarray) -> None:
+        for given in self.decoder.decode(chunk, stop):
+            alive = ~np.isin(given.batch.offset, dead)
+            machine.step(
+                Input(given.partition, given.start, given.stop, given.batch.take(alive)),
+                outputs=False,
+            )
+            machine.forget()
+
+    def _stopped(self, claim: Claim, why: str, remedy: str) -> StoppedPartition:
+        return StoppedPartition(
+            f"{self.source.name}-{claim.partition} stopped at offset {claim.next_offset:,}.\n"
+            f"  {why}",
+            remedy,
+        )
