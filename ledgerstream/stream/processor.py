@@ -46,6 +46,8 @@ class Topic:
     encoding: Literal["fixed", "json"] = "fixed"
     time: str | None = None
 
+    declared: ClassVar[dict[str, Topic]] = {}  # the newest declaration of each name
+
     def __post_init__(self) -> None:
         if not (isinstance(self.event, type) and issubclass(self.event, Event)):
             raise ConfigError(f"Topic({self.name!r}): {self.event!r} is not an event type.")
@@ -61,6 +63,7 @@ class Topic:
             )
         if self.time is not None and self.column(self.time, "time").kind != "timestamp":
             raise ConfigError(f"Topic({self.name!r}): {self.time!r} is not a Timestamp.")
+        Topic.declared[self.name] = self
 
     @property
     def time_column(self) -> str | None:

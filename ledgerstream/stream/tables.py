@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 from sqlalchemy import BigInteger, Boolean, Double, Integer, SmallInteger, Text
@@ -29,6 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from ledgerstream import events
 from ledgerstream.errors import ConfigError
+from ledgerstream.events import Timestamp
 from ledgerstream.stream.batch import Batch
 
 ORIGIN = ("ls_offset", "ls_topic_id", "ls_partition", "ls_n")
@@ -152,6 +153,12 @@ class Table(DeclarativeBase):
                     f"Give it: {cls.__name__}.rows(batch, {name}=…).",
                 )
         return Rows(cls, picked, event)
+
+
+def timestamps(table: type[Table]) -> list[str]:
+    """The columns that were annotated as Timestamp."""
+    hints = get_type_hints(table, include_extras=True)
+    return [name for name in table.result_columns() if hints.get(name) == Mapped[Timestamp]]
 
 
 def ordinals(parts: list[Rows]) -> list[np.ndarray]:

@@ -1,0 +1,254 @@
+"""A log and a Postgres of your own, here, for a script, a test or a notebook.
+
+    with ledgerstream.local() as ls:             # or local("data"), to keep what is written
+        ls.write("payments", frame)
+        ls.run(LargeSpenders, until="end")
+        ls.table(Alert)                          # a data frame
+        ls.read("payments", last="1h")           # the log as a data frame
+
+Calls block; the asyncio loop runs in a thread of its own, so this works inside a notebook too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import asyncpg
+import numpy as np
+import pandas as pd
+
+from ledgerstream.broker.embedded import Broker
+from ledgerstream.client import LATEST, Client
+from ledgerstream.errors import ConfigError, KafkaError
+from ledgerstream.events import Event
+from ledgerstream.stream import schema
+from ledgerstream.stream.durations import duration_ns
+from ledgerstream.stream.postgres import EmbeddedPostgres
+from ledgerstream.stream.processor import Processor, Topic
+from ledgerstream.stream.tables import ORIGIN, Table, timestamps
+from ledgerstream.stream.worker import Progress, Worker
+
+T = TypeVar("T")
+
+UNKNOWN_TOPIC = 3
+
+
+class Local:
+    """What `local()` gives. `address` is the broker's, `database` the URL of the Postgres."""
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._temporary = path is None
+        self.path = Path(tempfile.mkdtemp(prefix="ledgerstream-") if path is None else path)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="ledgerstream-local", daemon=True
+        )
+
+    def __enter__(self) -> Local:
+        self._thread.start()
+        self._postgres = EmbeddedPostgres.start(self.path)
+        try:
+            self._call(self._open())
+        except BaseException:
+            self._shut()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._call(self._stack.aclose())
+        finally:
+            self._shut()
+
+    @property
+    def address(self) -> str:
+        return self._broker.address
+
+    @property
+    def database(self) -> str:
+        return self._postgres.url
+
+    def write(
+        self,
+        topic: str | Topic,
+        frame: pd.DataFrame | np.ndarray,
+        event: type[Event] | None = None,
+        key: str | None = None,
+        *,
+        partitions: int = 1,
+    ) -> int:
+        """Append rows of an event type; how many. The topic is made if it is not there.
+
+        Event type, key and encoding are those of the `Topic` that a processor declared under this
+        name, unless given.
+        """
+        declared = _declared(topic, event, key)
+        return self._call(self._write(declared, frame, partitions))
+
+    def run(
+        self,
+        processor: type[Processor],
+        until: Literal["end"] | None = "end",
+        *,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Progress:
+        """Run a processor until what the log holds is done; with `until=None`, until Ctrl-C."""
+        worker = self._call(self._worker(processor, until, on_progress))
+        done = asyncio.run_coroutine_threadsafe(worker.run(), self._loop)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            self._loop.call_soon_threadsafe(worker.stop)
+            return done.result()
+
+    def table(self, table: type[Table], *, origin: bool = False) -> pd.DataFrame:
+        """A result table in the order of its events; `origin` adds the columns that say whence.
+
+        Money stays integer minor units; Timestamps become datetime64[ns, UTC].
+        """
+        return self._call(self._table(table, origin))
+
+    def read(
+        self,
+        topic: str | Topic,
+        last: str | None = None,
+        event: type[Event] | None = None,
+        key: str | None = None,
+    ) -> pd.DataFrame:
+        """The log as a data frame, partition by partition, with `partition` and `offset` first.
+
+        last: only so much time before the newest record, as in "1h".
+        """
+        declared = _declared(topic, event, key)
+        return self._call(self._read(declared, last))
+
+    # -- on the loop
+
+    async def _open(self) -> None:
+        self._stack = AsyncExitStack()
+        self._broker = await self._stack.enter_async_context(
+            await Broker.embedded(self.path / "log")
+        )
+        self._client = await self._stack.enter_async_context(
+            await Client.connect(self._broker.address)
+        )
+
+    async def _worker(
+        self,
+        processor: type[Processor],
+        until: Literal["end"] | None,
+        on_progress: Callable[[Progress], None],
+    ) -> Worker:
+        return Worker(processor, self._client, self.database, until=until, on_progress=on_progress)
+
+    async def _write(self, topic: Topic, frame: pd.DataFrame | np.ndarray, partitions: int) -> int:
+        try:
+            await self._client.topic(topic.name)
+        except KafkaError as error:
+            if error.code != UNKNOWN_TOPIC:
+                raise
+            await self._client.create_topic(topic.name, partitions=partitions)
+        return await self._client.write(
+            topic.name, frame, event=topic.event, key=topic.key, encoding=topic.encoding
+        )
+
+    async def _table(self, table: type[Table], origin: bool) -> pd.DataFrame:
+        names = [*table.result_columns(), *(ORIGIN if origin else ())]
+        connection = await asyncpg.connect(self.database)
+        try:
+            await schema.create(connection)
+            await schema.create_table(connection, table)
+            rows = await connection.fetch(
+                f"""SELECT {", ".join(f'"{name}"' for name in names)}
+                      FROM "{table.relation().name}"
+                     ORDER BY ls_topic_id, ls_partition, ls_offset, ls_n"""
+            )
+        finally:
+            await connection.close()
+        frame = pd.DataFrame([tuple(row) for row in rows], columns=names)
+        for name in timestamps(table):
+            frame[name] = pd.to_datetime(frame[name], unit="ns", utc=True)
+        return frame
+
+    async def _read(self, topic: Topic, last: str | None) -> pd.DataFrame:
+        starts = None if last is None else await self._since(topic, duration_ns(last))
+        found = await self._client.read(
+            topic.name, topic.event, key=topic.key, encoding=topic.encoding, starts=starts
+        )
+        frames = []
+        for partition, decoded in sorted(found.items()):
+            columns = {
+                "partition": np.full(len(decoded.offset), partition),
+                "offset": decoded.offset,
+            }
+            for column in topic.event.columns().values():
+                values: Any = decoded.rows[column.name]
+                if column.kind == "timestamp":
+                    values = pd.to_datetime(values.astype(np.int64), unit="ns", utc=True)
+                elif column.kind == "text":
+                    values = np.char.decode(values, "utf-8")
+                columns[column.name] = values
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True)
+
+    async def _since(self, topic: Topic, ns: int) -> dict[int, int]:
+        """Where the last `ns` before the newest record begin."""
+        info = await self._client.topic(topic.name)
+        every = range(info.partitions)
+        ends = await self._client.list_offsets(topic.name, dict.fromkeys(every, LATEST))
+        lasts = {number: end - 1 for number, end in ends.items() if end > 0}
+        if not lasts:
+            return dict(ends)
+        found = await self._client.read(
+            topic.name, topic.event, key=topic.key, encoding=topic.encoding, starts=lasts
+        )
+        newest = max((int(each.timestamp.max()) for each in found.values() if len(each)), default=0)
+        since = newest - ns // 1_000_000
+        return await self._client.list_offsets(topic.name, dict.fromkeys(every, since))
+
+    # -- the loop's thread
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _shut(self) -> None:
+        self._postgres.close(wait=self._temporary)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        if self._temporary:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def local(path: str | Path | None = None) -> Local:
+    """A log and a Postgres here: in a temporary directory that goes away, or kept in `path`."""
+    return Local(path)
+
+
+def _declared(topic: str | Topic, event: type[Event] | None, key: str | None) -> Topic:
+    if isinstance(topic, Topic):
+        return topic
+    known = Topic.declared.get(topic)
+    if event is not None:
+        key = key or (known.key if known is not None else next(iter(event.columns())))
+        return Topic(topic, event, key)
+    if known is None:
+        raise ConfigError(
+            f"no processor here has declared the topic {topic!r}.",
+            "Import it, or give the event type and its key: ls.write(topic, frame, Payment, "
+            'key="customer").',
+        )
+    return known
