@@ -6,6 +6,7 @@ roll or a checkpoint has finished with, which moves the recovery point; files th
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,17 @@ from ledgerstream.log.producers import ProducerRecord
 from ledgerstream.log.segment import Segment
 
 log = structlog.get_logger("log")
+# What an operator can put right while we run; after anything else only a restart tells what is
+# there. A failed sync is never repeated: the kernel may have dropped the pages.
+RETRIABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 
 class Save(NamedTuple):
@@ -46,13 +58,15 @@ class Background:
         disk: Disk,
         root: Path,
         on_checkpoint: Callable[[Save], None],
-        on_failure: Callable[[Partition, str], None],
+        on_flushed: Callable[[], None],
+        on_failure: Callable[[Partition, str, bool], None],
         on_fatal: Callable[[str], None],
     ) -> None:
         self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._disk = disk
         self._root = root
         self._on_checkpoint = on_checkpoint
+        self._on_flushed = on_flushed
         self._on_failure = on_failure
         self._on_fatal = on_fatal
         self._released = threading.Event()
@@ -75,6 +89,10 @@ class Background:
         self._released.clear()
         self.queue.put(partial(self._release, full))
 
+    def flush(self, current: JournalFile) -> None:
+        """Write to the segments what so far only the journal and the memory have."""
+        self.queue.put(partial(self._flush, current))
+
     def wait_until_released(self) -> None:
         self._released.wait()
 
@@ -89,6 +107,9 @@ class Background:
         if partition.broken:
             return
         try:
+            if save.next_segment is not None:
+                disk.sync_directory(partition.directory)
+            save.segment.flush(disk)
             for handle in save.segment.handles:
                 disk.sync(disk.open(handle))
         except OSError as error:
@@ -96,15 +117,27 @@ class Background:
             return
         self._on_checkpoint(save)
 
+    def _flush(self, current: JournalFile) -> None:
+        for segment, partition in list(current.covers.items()):
+            if segment.pending and not partition.broken:
+                try:
+                    segment.flush(self._disk)
+                except OSError as error:
+                    self._stop(partition, error)
+        self._on_flushed()
+
     def _release(self, full: JournalFile) -> None:
         kept = False
         for segment, partition in full.covers.items():
             if partition.deleted:
                 continue
             try:
-                self._disk.sync(self._disk.open(segment.log))
+                if not partition.broken:
+                    segment.flush(self._disk)
+                    self._disk.sync(self._disk.open(segment.log))
             except OSError as error:
-                kept |= self._stop(partition, error)
+                self._stop(partition, error)
+            kept |= partition.broken and not partition.deleted
         if kept:
             try:
                 set_aside(self._disk, full.path, full.generation)
@@ -112,13 +145,11 @@ class Background:
                 self._on_fatal(f"The log's journal cannot be kept: {error}.")
         self._released.set()
 
-    def _stop(self, partition: Partition, error: OSError) -> bool:
-        """Never synced again: what the kernel says from now on means nothing."""
-        if partition.deleted:
-            return False
-        partition.broken = True
-        self._on_failure(partition, f"Partition {partition.key} cannot be synced: {error}.")
-        return True
+    def _stop(self, partition: Partition, error: OSError) -> None:
+        if not partition.deleted:
+            partition.broken = True
+            sentence = f"Partition {partition.key} cannot be written and synced: {error}."
+            self._on_failure(partition, sentence, error.errno in RETRIABLE)
 
     def _write_checkpoint(self, points: list[Point]) -> None:
         try:

@@ -242,6 +242,7 @@ class Partition:
 
     def read_cold(self, offset: int, bytes_max: int, end: int) -> Read:
         """As `read`, waiting for the disk. CorruptError, OSError as the files have it."""
+        self._flush()
         return self._read(self.host.disk.read, offset, bytes_max, end)
 
     def _read(self, source: Source, offset: int, bytes_max: int, end: int) -> Read:
@@ -254,6 +255,12 @@ class Partition:
                 return Read([data])
             at += 1  # compaction may leave a segment's end empty
         return Read([])
+
+    def _flush(self) -> None:
+        """Let the files have what only the journal and the tail have."""
+        for segment in self.segments:
+            if segment.pending:
+                segment.flush(self.host.disk)
 
     def _end_position(self, source: Source, at: int, end: int) -> int:
         """The byte of segment `at` where offset `end` starts."""
@@ -269,6 +276,7 @@ class Partition:
 
     def offset_for_time(self, timestamp_ms: int, end: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record at or after the time, before `end`. Blocks."""
+        self._flush()
         source = self.host.disk.read
         for at, segment in enumerate(self.segments):
             if segment.base_offset >= end:
@@ -289,6 +297,7 @@ class Partition:
 
     def latest_by_timestamp(self, end: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record with the highest time before `end`. Blocks."""
+        self._flush()
         source = self.host.disk.read
         best: tuple[int, int] | None = None
         for at, segment in enumerate(self.segments):

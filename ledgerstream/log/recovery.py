@@ -40,13 +40,13 @@ from ledgerstream.log.snapshots import (
 )
 from ledgerstream.wire.batches import (
     HEADER_BYTES,
-    Buffer,
     Header,
     crc_matches,
     parse_header,
 )
 
 log = structlog.get_logger("log")
+REMEDY = "Restore the directory from a copy, or delete the topic."
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -94,15 +94,8 @@ class _Recovery:
         for segment in self.segments[:at]:
             self._believe(segment)
         self._load_epochs(start)
-        self._scan(at, start)
-        if journaled is not None:
-            self._fill(journaled)
-        if self.next_offset < self.recovery_point:
-            raise CorruptError(
-                f"{self.directory} ends at offset {self.next_offset:,}, though everything up to "
-                f"{self.recovery_point:,} had been synced: the disk has lost data.",
-                "Restore the directory from a copy, or delete the topic.",
-            )
+        self._scan(at, start, journaled)
+        self._check_synced(self.segments[-1])
         self._finish()
         return State(
             self.segments,
@@ -198,22 +191,30 @@ class _Recovery:
 
     # what has to be read
 
-    def _scan(self, at: int, start: int) -> None:
-        for segment in self.segments[at:]:
+    def _scan(self, at: int, start: int, journaled: Journaled | None) -> None:
+        """Read every segment from `at` on, and fill what is missing at the end of each."""
+        while at < len(self.segments):
+            segment = self.segments[at]
             if segment.base_offset <= start:
                 position = self._believe_up_to(segment, start)
                 self.next_offset = start if position else segment.base_offset
-            elif segment.base_offset != self.next_offset:
-                self._cut(segment, 0)
-                return
             size = self.disk.size(segment.log.path)
-            for header, _ in self._whole_batches(segment, size):
+            for header in self._whole_batches(segment, size):
                 self._take(segment, header, start)
             if segment.size < size:
-                self._cut(segment, size)
-                return
+                self._check_synced(segment)
+                log.warning("torn end cut", file=segment.log.path, to=segment.size, was=size)
+                self.disk.truncate(segment.log, segment.size)
+                self.touched[segment] = None
+            at += 1
+            following = self.segments[at] if at < len(self.segments) else None
+            if journaled is not None:
+                self._fill(journaled, segment, following)
+            if following is not None and following.base_offset != self.next_offset:
+                self._check_synced(segment)
+                self._drop(at)
 
-    def _whole_batches(self, segment: Segment, size: int) -> Iterator[tuple[Header, Buffer]]:
+    def _whole_batches(self, segment: Segment, size: int) -> Iterator[Header]:
         """Batches from `segment.size` on, until one is not as it should be."""
         chunk, chunk_at = b"", segment.size
         while (position := segment.size) + HEADER_BYTES <= size:
@@ -229,7 +230,7 @@ class _Recovery:
                 and crc_matches(chunk, at, header)
             ):
                 return
-            yield header, chunk
+            yield header
 
     def _chunk(self, segment: Segment, position: int) -> bytes:
         """Bytes at `position`, at least the whole batch if it is whole."""
@@ -251,36 +252,32 @@ class _Recovery:
             self.epochs.begin(header.leader_epoch, header.base_offset)
         self.touched[segment] = None
 
-    def _cut(self, segment: Segment, size: int) -> None:
-        """The log ends here: what follows was never answered, or is in the journal."""
+    def _check_synced(self, segment: Segment) -> None:
+        """The log ends in this segment: that must not be below what was synced."""
         if self.next_offset < self.recovery_point:
             raise CorruptError(
-                f"{segment.log.path} is damaged at byte {segment.size:,} (offset "
-                f"{self.next_offset:,}), below offset {self.recovery_point:,} that was synced.",
-                "Restore the directory from a copy, or delete the topic.",
+                f"{segment.log.path} is good up to byte {segment.size:,} (offset "
+                f"{self.next_offset:,}) only, though everything below offset "
+                f"{self.recovery_point:,} had been synced: the disk has lost data.",
+                REMEDY,
             )
-        at = self.segments.index(segment)
-        if segment.size == 0 and at > 0:
-            at -= 1
-        later, self.segments = self.segments[at + 1 :], self.segments[: at + 1]
-        last = self.segments[-1]
-        dropped = sum(self.disk.size(gone.log.path) for gone in later) + (
-            0 if segment in later else size - segment.size
-        )
-        log.warning(
-            "torn end cut", partition=self.directory, offset=self.next_offset, bytes=dropped
-        )
-        self.disk.truncate(last.log, last.size)
-        self.touched[last] = None
-        for gone in later:
-            for handle in gone.handles:
+
+    def _drop(self, at: int) -> None:
+        """Segments that the log does not reach: what is in them was never answered."""
+        gone, self.segments = self.segments[at:], self.segments[:at]
+        for segment in gone:
+            log.warning("segment beyond the end removed", file=segment.log.path)
+            for handle in segment.handles:
                 self.disk.forget(handle)
                 self.disk.remove(handle.path)
 
-    def _fill(self, journaled: Journaled) -> None:
+    def _fill(self, journaled: Journaled, segment: Segment, following: Segment | None) -> None:
+        """Append to `segment` what the journal has, up to the next segment."""
         for row in journaled.rows:
             if row.base_offset < self.next_offset:
                 continue
+            if following is not None and row.base_offset >= following.base_offset:
+                return
             batch = journaled.contents.batch(row)
             if batch is None:
                 return
@@ -288,17 +285,16 @@ class _Recovery:
                 raise CorruptError(
                     f"{self.directory} ends at offset {self.next_offset:,} and the journal goes on "
                     f"at {row.base_offset:,}: the disk has lost data.",
-                    "Restore the directory from a copy, or delete the topic.",
+                    REMEDY,
                 )
-            segment = self.segments[-1]
-            if segment.size + row.size > self.limits.segment_bytes and segment.size:
-                segment = Segment(self.directory, self.next_offset)
-                self.segments.append(segment)
             self.disk.write(self.disk.create(segment.log), [batch], segment.size)
             self._take(segment, parse_header(batch))
 
     def _finish(self) -> None:
         """Write what was rebuilt, and sync it all: the recovery point is the end now."""
+        for segment in self.segments:
+            segment.written = segment.size
+            segment.named = True
         for segment in self.touched:
             segment.index_time()
             for index, handle in (

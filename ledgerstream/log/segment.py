@@ -6,12 +6,13 @@ batches; files are read through a `Source`, either from the page cache or patien
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ledgerstream.errors import CorruptError
 from ledgerstream.log.config import LogConfig
-from ledgerstream.log.disk import Handle
+from ledgerstream.log.disk import Disk, Handle
 from ledgerstream.log.index import (
     OFFSET_ENTRY_BYTES,
     TIME_ENTRY_BYTES,
@@ -20,6 +21,9 @@ from ledgerstream.log.index import (
     TimeIndex,
 )
 from ledgerstream.wire.batches import HEADER_BYTES, Buffer, Header, parse_header
+
+if TYPE_CHECKING:
+    from ledgerstream.log.tail import Batch
 
 Source = Callable[[Handle, int, int], bytes | bytearray]  # (handle, position, size)
 
@@ -47,7 +51,11 @@ class SegmentSummary(NamedTuple):
 
 
 class Segment:
-    """The loop's view: `size` counts what has been placed, written or not."""
+    """`size` counts what has been placed, written or not.
+
+    The loop places; a batch then waits in `pending` until some thread flushes it, at the latest
+    before the journal that holds it is used again.
+    """
 
     __slots__ = (
         "_unindexed",
@@ -58,10 +66,14 @@ class Segment:
         "log",
         "max_timestamp",
         "max_timestamp_offset",
+        "named",
         "offsets",
+        "pending",
         "size",
         "time_index",
         "times",
+        "writing",
+        "written",
     )
 
     def __init__(self, directory: str, base_offset: int, created_ms: int = 0) -> None:
@@ -77,12 +89,17 @@ class Segment:
         self.max_timestamp_offset = base_offset
         self.first_timestamp = -1
         self.created_ms = created_ms
+        self.pending: list[Batch] = []  # placed and decided, but not in the file yet
+        self.written = 0  # the file has everything before this position
+        self.writing = threading.Lock()
+        self.named = False  # its directory entry is synced
         self._unindexed = 0
 
     @classmethod
     def from_summary(cls, directory: str, summary: SegmentSummary) -> Segment:
         segment = cls(directory, summary.base_offset, summary.created_ms)
-        segment.size = summary.size
+        segment.size = segment.written = summary.size
+        segment.named = True
         segment.offsets = OffsetIndex(summary.index_entries)
         segment.times = TimeIndex(summary.time_entries, summary.max_timestamp)
         segment.max_timestamp = summary.max_timestamp
@@ -144,6 +161,28 @@ class Segment:
     def index_time(self) -> None:
         """The time index knows the highest timestamp so far: at a checkpoint it must."""
         self.times.add(self.max_timestamp, self.max_timestamp_offset - self.base_offset)
+
+    # writing
+
+    def flush(self, disk: Disk) -> None:
+        """Write what is pending, as one act. For any thread that may block."""
+        with self.writing:
+            count = len(self.pending)
+            if count == 0:
+                return
+            batches = self.pending[:count]
+            buffers = [piece for batch in batches for piece in batch.buffers]
+            disk.write(disk.open(self.log), buffers, batches[0].position)
+            last = batches[-1]
+            self.written = last.position + last.size
+            del self.pending[:count]
+
+    def throw_away(self, disk: Disk, position: int) -> None:
+        """Nothing from `position` on has ever been: the end of a failed write."""
+        with self.writing:
+            self.pending[:] = [batch for batch in self.pending if batch.position < position]
+        self.flush(disk)
+        disk.truncate(self.log, position)
 
     # finding
 

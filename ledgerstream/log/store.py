@@ -38,7 +38,7 @@ from ledgerstream.log.recovery import Journaled, recover
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import KEPT, read_snapshot
 from ledgerstream.log.tail import Batch, TailCache
-from ledgerstream.log.writer import Failed, Stats, Writer
+from ledgerstream.log.writer import Failed, Repair, Stats, Writer
 
 log = structlog.get_logger("log")
 STRAY_SUFFIX = ".stray"
@@ -53,7 +53,7 @@ class Store:
         self.directory = directory
         self.limits = limits
         self.disk = disk
-        self.tails = TailCache(limits.tail_cache_bytes)
+        self.tails = TailCache(limits.tail_cache_bytes, self._flush_soon)
         self.failure: str | None = None  # the journal failed: nothing can be written any more
         self.checkpoint_due = False
         self._lock: File | None = lock
@@ -61,12 +61,13 @@ class Store:
         self._partitions: dict[PartitionKey, Partition] = {}
         self._checkpoint_at_ms = 0
         self._expiry_at_ms = 0
+        self._flushing = False
         self._call_soon: Callable[[Callable[[], None]], object] = _at_once
         self._on_round: Callable[[list[Partition]], None] = _nobody
         self._on_fatal: Callable[[str], None] = _nobody
         self._threads: list[threading.Thread] = []
         self._background = Background(
-            disk, directory, self._checkpointed, self._background_failed, self._fatal
+            disk, directory, self._checkpointed, self._flushed, self._background_failed, self._fatal
         )
         journal = None
         generation, self._leftovers = self._load()
@@ -315,6 +316,7 @@ class Store:
         """What time brings: checkpoints, another try for stopped partitions, producers' expiry."""
         if now_ms >= self._checkpoint_at_ms:
             self._checkpoint_at_ms = now_ms + self.limits.checkpoint_ms
+            self._flush_soon()
             if self.checkpoint_due:
                 self.checkpoint_due = False
                 self._background.write_checkpoint(self._points())
@@ -326,18 +328,18 @@ class Store:
             if partition.retriable:
                 self._retry(partition, now_ms)
 
+    def _flush_soon(self) -> None:
+        if not self._flushing and self._threads:
+            self._flushing = True
+            self._writer.queue.put(self._writer.flush)
+
     def _retry(self, partition: Partition, now_ms: int) -> None:
         if partition.retry_at_ms is None:
             partition.retry_at_ms = now_ms + self.limits.storage_retry_ms
         elif now_ms >= partition.retry_at_ms:
             partition.retriable = False
-            repair = partial(
-                self._writer.repair,
-                partition,
-                partition.durable,
-                partial(self._repaired, partition),
-            )
-            self._writer.queue.put(repair)
+            repaired = partial(self._repaired, partition)
+            self._writer.queue.put(Repair(partition, partition.durable, repaired))
 
     def _points(self) -> list[Point]:
         return [
@@ -356,8 +358,11 @@ class Store:
     def _checkpointed(self, save: Save) -> None:
         self._call_soon(partial(self._on_loop_checkpointed, save))
 
-    def _background_failed(self, partition: Partition, sentence: str) -> None:
-        self._round_done([], [Failed(partition, sentence, False)])
+    def _flushed(self) -> None:
+        self._call_soon(self._on_loop_flushed)
+
+    def _background_failed(self, partition: Partition, sentence: str, retriable: bool) -> None:
+        self._round_done([], [Failed(partition, sentence, retriable)])
 
     def _fatal(self, sentence: str) -> None:
         self._call_soon(partial(self._on_loop_fatal, sentence))
@@ -392,6 +397,9 @@ class Store:
             index.written(position + len(entries))
         save.partition.recovery_point = save.offset
         self.checkpoint_due = True
+
+    def _on_loop_flushed(self) -> None:
+        self._flushing = False
 
     def _on_loop_fatal(self, sentence: str) -> None:
         if self.failure is None:

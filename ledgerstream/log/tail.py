@@ -1,6 +1,6 @@
 """The newest batches of every partition in memory, for the readers that keep up.
 
-One budget for all partitions: the oldest batch anywhere goes first, once it is durable. A batch's
+One budget for all partitions: the oldest batch anywhere goes first, once its file has it. A batch's
 bytes never change after it is placed, so readers are handed the very buffers that were written.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -109,10 +110,11 @@ class Tail:
 class TailCache:
     """The budget over all tails."""
 
-    __slots__ = ("_batches", "_bytes_max", "size")
+    __slots__ = ("_batches", "_bytes_max", "_flush_soon", "size")
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, flush_soon: Callable[[], None]) -> None:
         self._bytes_max = bytes_max
+        self._flush_soon = flush_soon
         self._batches: deque[Batch] = deque()
         self.size = 0
 
@@ -128,8 +130,11 @@ class TailCache:
         while self.size > self._bytes_max:
             oldest = batches[0]
             partition = oldest.partition
-            if oldest.next_offset > partition.high_watermark and partition.failure is None:
-                return  # not written yet: readers could not find it on the disk
+            unwritten = oldest.position + oldest.size > oldest.segment.written
+            if unwritten and partition.failure is None:  # readers could not find it on the disk
+                if oldest.next_offset <= partition.high_watermark:
+                    self._flush_soon()
+                return
             batches.popleft()
             self.size -= oldest.size
             partition.tail.drop_first(oldest)

@@ -7,9 +7,8 @@ each finds the files as the loop had them in mind.
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from ledgerstream.errors import CorruptError
 from ledgerstream.limits import Limits
-from ledgerstream.log.background import Background, Save
+from ledgerstream.log.background import RETRIABLE, Background, Save
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import EPOCHS_NAME
 from ledgerstream.log.journal import Journal, frame_bytes
@@ -28,17 +27,6 @@ from ledgerstream.log.recovery import recover
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import remove_snapshots, write_snapshot
 from ledgerstream.log.tail import Batch
-
-# What an operator can put right while we run; anything else needs a restart.
-RETRIABLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EMFILE,
-    errno.ENFILE,
-}
 
 
 class Failed(NamedTuple):
@@ -68,7 +56,16 @@ class Stats:
         return self.round_ns / max(self.rounds, 1) / 1e6
 
 
+class Repair(NamedTuple):
+    """Put a stopped partition right. What was queued before it belongs to what is thrown away."""
+
+    partition: Partition
+    durable: Durable
+    on_repaired: Callable[[State], None]
+
+
 Order = Callable[[], None]
+Item = Batch | Order | Repair | None  # None: finish
 OnRound = Callable[[list[Batch], list[Failed]], None]
 OnFatal = Callable[[str], None]
 
@@ -87,7 +84,7 @@ class Writer:
         on_fatal: OnFatal,
     ) -> None:
         self.stats = Stats()
-        self.queue: SimpleQueue[Batch | Order | None] = SimpleQueue()
+        self.queue: SimpleQueue[Item] = SimpleQueue()
         self._disk = disk
         self._limits = limits
         self._root = root
@@ -96,102 +93,134 @@ class Writer:
         self._on_round = on_round
         self._on_fatal = on_fatal
         self._root_changed = False
+        self._saved: list[Save] = []  # in this round: synced behind it, once the data is written
         self._dead = False
 
     # the thread
 
     def run(self) -> None:
         try:
-            while (item := self.queue.get()) is not None:
-                while isinstance(item, Batch):
-                    item = self._round(item)
-                if item is None:
-                    break
-                item()
+            while self._round():
+                pass
         except BaseException as error:
             self._die(f"The log's disk thread failed: {error!r}.")
             raise
         if self._journal is not None and self._journal.current is not None:
             self._background.release(self._journal.current)
 
-    def _round(self, first: Batch) -> Batch | Order | None:
-        """Write what waits. The order that ended the collection, or a no-op."""
-        batches, order = self._collect(first)
-        if self._dead:
-            return order
-        began = time.perf_counter_ns()
-        failed: list[Failed] = []
-        runs = self._write(batches, failed)
-        if self._journal is not None and runs:
-            self._make_durable(self._journal, runs, failed)
-        done = [run[-1] for run in runs.values()]
-        self._count(runs, failed, time.perf_counter_ns() - began)
-        if done or failed:
-            self._on_round(done, failed)
-        return order
+    def _round(self) -> bool:
+        """Everything that waits; False when that was the last."""
+        batches, last = self._collect()
+        if batches and not self._dead:
+            began = time.perf_counter_ns()
+            failed: list[Failed] = []
+            runs = self._runs(batches)
+            self._perform(runs, failed)
+            self._count(runs, failed, time.perf_counter_ns() - began)
+            if runs or failed:
+                self._on_round([run[-1] for run in runs.values()], failed)
+        for save in self._saved:
+            self._background.checkpoint(save)
+        self._saved.clear()
+        if isinstance(last, Repair):
+            self._repair(last)
+        return last is not None
 
-    def _collect(self, first: Batch) -> tuple[list[Batch], Order | None]:
-        get, bytes_max = self.queue.get_nowait, self._limits.round_bytes_max
-        batches, size = [first], first.size
+    def _collect(self) -> tuple[list[Batch], Item]:
+        """The round's batches, and what ended it. Orders are carried out on the way.
+
+        So a roll does not end the round: its new file is there before the batches that go into it.
+        """
+        batches: list[Batch] = []
+        size, bytes_max = 0, self._limits.round_bytes_max
+        item = self.queue.get()
+        get = self.queue.get_nowait
         try:
-            while size < bytes_max:
-                item = get()
-                if not isinstance(item, Batch):
+            while True:
+                if isinstance(item, Batch):
+                    batches.append(item)
+                    size += item.size
+                    if size >= bytes_max:
+                        return batches, item
+                elif item is None or isinstance(item, Repair):
                     return batches, item
-                batches.append(item)
-                size += item.size
+                else:
+                    item()
+                item = get()
         except Empty:
-            pass
-        return batches, _nothing
+            return batches, item
 
-    def _write(self, batches: list[Batch], failed: list[Failed]) -> dict[Segment, list[Batch]]:
-        """Every file once; the batches that are in the page cache now, by segment."""
+    def _runs(self, batches: list[Batch]) -> dict[Segment, list[Batch]]:
+        """By segment, each after what it has pending; without those of stopped partitions."""
         runs: dict[Segment, list[Batch]] = {}
         for batch in batches:
-            run = runs.get(batch.segment)
+            if batch.partition.broken:
+                continue
+            segment = batch.segment
+            segment.pending.append(batch)
+            run = runs.get(segment)
             if run is None:
-                runs[batch.segment] = [batch]
+                runs[segment] = [batch]
             else:
                 run.append(batch)
-        bad = []
-        disk = self._disk
-        for segment, run in runs.items():
-            partition = run[0].partition
-            if partition.broken:
-                bad.append(segment)
-                continue
-            buffers = run[0].buffers if len(run) == 1 else [b for x in run for b in x.buffers]
-            try:
-                disk.write(disk.open(segment.log), buffers, run[0].position)
-                if partition.fresh and self._journal is not None:
-                    self._sync_names(partition)
-            except OSError as error:
-                bad.append(segment)
-                failed.append(self._stop(partition, "cannot be written", error))
-        for segment in bad:
-            del runs[segment]
         return runs
 
-    def _make_durable(
-        self, journal: Journal, runs: dict[Segment, list[Batch]], failed: list[Failed]
-    ) -> None:
-        if len(runs) > self._limits.round_direct_files_max:
-            batches = [batch for run in runs.values() for batch in run]
-            size = frame_bytes(len(batches), sum([batch.size for batch in batches]))
-            if size <= self._limits.journal_bytes:
-                self._write_journal(journal, batches, size)
-                return
-        disk = self._disk
-        for segment, run in list(runs.items()):
-            try:
-                disk.sync(disk.open(segment.log))
-                self.stats.syncs += 1
-            except OSError as error:
-                # Never again: the kernel may have dropped the pages and would now say all is well.
-                del runs[segment]
-                failed.append(self._stop(run[0].partition, "cannot be synced", error, False))
+    def _perform(self, runs: dict[Segment, list[Batch]], failed: list[Failed]) -> None:
+        """Make the runs durable; those that cannot be are taken out."""
+        journal = self._journal
+        if journal is not None:
+            self._each(self._sync_fresh, runs, failed)
+            if len(runs) > self._limits.round_direct_files_max:
+                batches = [batch for run in runs.values() for batch in run]
+                size = frame_bytes(len(batches), sum([batch.size for batch in batches]))
+                if size <= self._limits.journal_bytes:
+                    if not self._write_journal(journal, batches, size):
+                        runs.clear()
+                    return
+        self._each(self._flush, runs, failed)
+        if journal is not None:
+            self._each(self._sync, runs, failed)
 
-    def _write_journal(self, journal: Journal, batches: list[Batch], size: int) -> None:
+    def _each(
+        self,
+        act: Callable[[Segment, Partition], None],
+        runs: dict[Segment, list[Batch]],
+        failed: list[Failed],
+    ) -> None:
+        """What fails stops its partition, and takes the partition's runs out of the round."""
+        for segment, run in list(runs.items()):
+            partition = run[0].partition
+            try:
+                if not partition.broken:
+                    act(segment, partition)
+            except OSError as error:
+                retriable = act == self._flush and error.errno in RETRIABLE
+                failed.append(_stopped(partition, error, retriable))
+            if partition.broken:
+                del runs[segment]
+
+    def _flush(self, segment: Segment, _: Partition) -> None:
+        segment.flush(self._disk)
+
+    def _sync(self, segment: Segment, partition: Partition) -> None:
+        if not segment.named:
+            self._disk.sync_directory(partition.directory)
+            segment.named = True
+        self._disk.sync(self._disk.open(segment.log))
+        self.stats.syncs += 1
+
+    def _sync_fresh(self, segment: Segment, partition: Partition) -> None:
+        """A new partition's names, before anything in it is answered."""
+        if partition.fresh:
+            self._disk.sync_path(f"{partition.directory}/{METADATA_NAME}")
+            self._disk.sync_directory(partition.directory)
+            if self._root_changed:
+                self._disk.sync_directory(str(self._root))
+                self._root_changed = False
+            partition.fresh = False
+            segment.named = True
+
+    def _write_journal(self, journal: Journal, batches: list[Batch], size: int) -> bool:
         try:
             if not journal.fits(size):
                 self._background.wait_until_released()
@@ -201,27 +230,10 @@ class Writer:
             journal.write(batches)
         except OSError as error:
             self._die(f"The log's journal cannot be written: {error}.")
-            raise SystemExit from error
+            return False
         self.stats.syncs += 1
         self.stats.journal_rounds += 1
-
-    def _sync_names(self, partition: Partition) -> None:
-        """A new partition's names, before anything in it is answered."""
-        directory = partition.directory
-        self._disk.sync_path(f"{directory}/{METADATA_NAME}")
-        self._disk.sync_directory(directory)
-        if self._root_changed:
-            self._root_changed = False
-            self._disk.sync_directory(str(self._root))
-        partition.fresh = False
-
-    def _stop(
-        self, partition: Partition, what: str, error: OSError, retriable: bool | None = None
-    ) -> Failed:
-        partition.broken = True
-        if retriable is None:
-            retriable = error.errno in RETRIABLE
-        return Failed(partition, f"Partition {partition.key} {what}: {error}.", retriable)
+        return True
 
     def _die(self, sentence: str) -> None:
         if not self._dead:
@@ -271,9 +283,7 @@ class Writer:
         remove_snapshots(disk, partition.directory, save.outdated)
         if save.next_segment is not None:
             disk.create(save.next_segment.log)
-            if self._journal is not None:
-                disk.sync_directory(partition.directory)
-        self._background.checkpoint(save)
+        self._saved.append(save)
 
     def _guarded(self, partition: Partition, act: Order) -> None:
         if partition.broken or self._dead:
@@ -281,22 +291,25 @@ class Writer:
         try:
             act()
         except OSError as error:
-            self._on_round([], [self._stop(partition, "cannot be written", error)])
+            retriable = error.errno in RETRIABLE
+            self._on_round([], [_stopped(partition, error, retriable)])
 
-    def repair(
-        self, partition: Partition, durable: Durable, on_repaired: Callable[[State], None]
-    ) -> None:
+    def _repair(self, repair: Repair) -> None:
         """Throw away what is past the durable end, and read the state anew."""
+        partition, durable, on_repaired = repair
         disk = self._disk
         try:
+            if partition.fresh:
+                self._create(partition)
             for segment in partition.segments:
-                if segment.base_offset > durable.segment.base_offset:
+                if segment.base_offset < durable.segment.base_offset:
+                    segment.flush(disk)
+                elif segment is durable.segment:
+                    segment.throw_away(disk, durable.position)
+                else:
                     for handle in segment.handles:
                         disk.forget(handle)
                         disk.remove(handle.path)
-            if partition.fresh:
-                self._create(partition)
-            disk.truncate(durable.segment.log, durable.position)
             state = recover(
                 disk,
                 self._limits,
@@ -314,18 +327,22 @@ class Writer:
     def delete(self, partition: Partition) -> None:
         partition.broken = True
         aside = f"{partition.directory}.{partition.key.topic_id.hex}{DELETED_SUFFIX}"
-        self.forget(partition.segments)
+        for segment in partition.segments:
+            for handle in segment.handles:
+                self._disk.forget(handle)
         try:
             self._disk.rename(partition.directory, aside)
         except OSError:
             return  # it was never created; the catalogue says that it is gone
         self._background.remove(aside)
 
-    def forget(self, segments: Iterable[Segment]) -> None:
-        for segment in segments:
-            for handle in segment.handles:
-                self._disk.forget(handle)
+    def flush(self) -> None:
+        """Let the second thread write what is in the journal and the memory only."""
+        if self._journal is not None and self._journal.current is not None:
+            self._background.flush(self._journal.current)
 
 
-def _nothing() -> None:
-    """The order of a round that ended because nothing waited."""
+def _stopped(partition: Partition, error: OSError, retriable: bool) -> Failed:
+    partition.broken = True
+    sentence = f"Partition {partition.key} cannot be written and synced: {error}."
+    return Failed(partition, sentence, retriable)
