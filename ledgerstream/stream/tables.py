@@ -94,25 +94,25 @@ class Table(DeclarativeBase):
         batch: Batch,
         *,
         where: np.ndarray | None = None,
-        at: np.ndarray | None = None,
+        of: np.ndarray | None = None,
         **columns: Any,
     ) -> Rows:
         """Rows of this table for events of a batch.
 
         where:    bool[n], the events that get a row; without it, each event does.
-        at:       instead, the event of each row as ascending indices (an event may repeat).
-        columns:  values for columns: an array [n] over the batch (or over `at`, if given), or a
+        of:       instead, the event of each row as ascending indices (an event may repeat).
+        columns:  values for columns: an array [n] over the batch (or over `of`, if given), or a
                   scalar. Columns that are not given are taken from the batch by their name.
 
         Raises ConfigError where a column is neither given nor in the batch, or has another length.
         """
         n = len(batch)
-        if at is not None:
-            event = np.ascontiguousarray(at, np.int64)
+        if of is not None:
+            event = np.ascontiguousarray(of, np.int64)
             if where is not None:
-                raise ConfigError(f"{cls.__name__}.rows: give where or at, not both.")
+                raise ConfigError(f"{cls.__name__}.rows: give where or of, not both.")
             if len(event) and (event[0] < 0 or event[-1] >= n or (np.diff(event) < 0).any()):
-                raise ConfigError(f"{cls.__name__}.rows: `at` must ascend within the batch.")
+                raise ConfigError(f"{cls.__name__}.rows: `of` must ascend within the batch.")
         elif where is not None:
             mask = np.asarray(where)
             if mask.shape != (n,) or mask.dtype != np.bool_:
@@ -131,19 +131,19 @@ class Table(DeclarativeBase):
                 f"It has {', '.join(names)}.",
             )
         picked = {}
-        every = where is None and at is None
+        every = where is None and of is None
         for name in names:
             if name in columns:
                 value = np.asarray(columns[name])
                 if value.ndim == 0:
                     picked[name] = np.full(len(event), value[()])
                     continue
-                expected = len(event) if at is not None else n
+                expected = len(event) if of is not None else n
                 if value.shape != (expected,):
                     raise ConfigError(
                         f"{cls.__name__}.rows: {name} has shape {value.shape}, not ({expected},)."
                     )
-                picked[name] = value if every or at is not None else value[event]
+                picked[name] = value if every or of is not None else value[event]
             elif name in batch.source.event.columns():
                 picked[name] = batch[name] if every else batch[name][event]
             else:

@@ -1,0 +1,256 @@
+"""State against ten lines of plain Python: any events, any splits, rollbacks and restores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ledgerstream.events import Event, Timestamp
+from ledgerstream.money import EUR
+from ledgerstream.stream import arena, keyed
+from ledgerstream.stream.batch import Batch
+from ledgerstream.stream.processor import Keyed, Sliding, Topic
+from ledgerstream.stream.state import BadEvents, State
+
+WINDOWS = (5, 20, 60)
+LATE = 15
+
+
+class Spend(Event):
+    at: Timestamp
+    who: int
+    amount: EUR
+
+
+SOURCE = Topic("spends", Spend, key="who")
+NS = tuple(f"{w}ns" for w in WINDOWS)
+SPECS = {
+    "now": Sliding(by="who", over=NS, sum="amount", count=True, late=f"{LATE}ns"),
+    "old": Sliding(by="who", over=NS, sum="amount", count=True, delay="7ns", late=f"{LATE}ns"),
+    "books": Keyed(by="who", balance=EUR, entries=int, big=bool),
+}
+DELAYS = {"now": 0, "old": 7}
+RESOLVED = {name: each.resolve(name, SOURCE) for name, each in SPECS.items()}
+
+
+@pytest.fixture(autouse=True)
+def small_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that a few events make them grow and compact."""
+    monkeypatch.setattr(arena, "_ENTRIES_MIN", 4)
+    monkeypatch.setattr(keyed, "_INDEX_SLOTS_MIN", 2)
+
+
+@dataclass
+class Seen:
+    """What one run of events showed: totals of each window, balances, and the digest."""
+
+    totals: dict[str, np.ndarray]
+    balance: np.ndarray
+    digest: bytes
+
+
+def apply(state: State, rows: np.ndarray, first: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    batch = Batch(SOURCE, rows, np.arange(first, first + len(rows)))
+    totals = {}
+    for name in DELAYS:
+        windows = getattr(state, name).add(batch)
+        totals[name] = np.concatenate([windows.sum, windows.count], axis=1)
+    held = state.books.at(batch.who)
+    after = np.empty(len(rows), np.int64)
+    for i, row in enumerate(held.row):
+        held.balance[row] += batch.amount[i]
+        held.entries[row] += 1
+        held.big[row] = held.balance[row] > 100
+        after[i] = held.balance[row]
+    return totals, after
+
+
+def run(rows: np.ndarray, cuts: list[int], chaos: Iterator[int] | None = None) -> Seen:
+    """Process rows cut into batches; chaos: 1 and 2 undo and redo a batch, or two, 3 restores from
+    a dump."""
+    state = State(RESOLVED)
+    bounds = sorted({0, len(rows), *cuts})
+    seen = []
+    for first, stop in pairwise(bounds):
+        act = next(chaos) if chaos is not None else 0
+        part = rows[first:stop]
+        if act in (1, 2):
+            before = state.digest()
+            for _ in range(act):
+                state.begin(len(part))
+                apply(state, part[::-1].copy(), first)
+                state.seal()
+            for _ in range(act):
+                state.rollback()
+            assert state.digest() == before
+        if act == 3:
+            dump = {name: {k: v.copy() for k, v in d.items()} for name, d in state.dump().items()}
+            before, state = state.digest(), State(RESOLVED)
+            state.load(dump)
+            assert state.digest() == before
+        state.begin(len(part))
+        seen.append(apply(state, part, first))
+        state.seal()
+        if act == 4:  # what is computed ahead stays open, and is forgotten later
+            continue
+        while state.frames:
+            state.forget()
+    return Seen(
+        {name: np.concatenate([totals[name] for totals, _ in seen]) for name in DELAYS},
+        np.concatenate([after for _, after in seen]),
+        state.digest(),
+    )
+
+
+def expected(rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[int]]:
+    """The definition, word for word."""
+    totals: dict[str, list[list[int]]] = {name: [] for name in DELAYS}
+    balance: dict[int, int] = {}
+    balances = []
+    for n, (at, who, amount) in enumerate(rows.tolist()):
+        balance[who] = balance.get(who, 0) + amount
+        balances.append(balance[who])
+        for name, delay in DELAYS.items():
+            upto = at - delay
+            inside = [
+                [a for t, w, a in rows[: n + 1].tolist() if w == who and upto - over < t <= upto]
+                for over in WINDOWS
+            ]
+            totals[name].append([sum(each) for each in inside] + [len(each) for each in inside])
+    return {name: np.array(each) for name, each in totals.items()}, balances
+
+
+@st.composite
+def spends(draw: st.DrawFn, late: int = LATE) -> np.ndarray:
+    count = draw(st.integers(1, 60))
+    rows = np.zeros(count, Spend.dtype())
+    now = 1_000
+    for n in range(count):
+        now += draw(st.sampled_from([0, 0, 1, 2, 5, 7, 19, 20, 21, 80]))
+        rows[n] = (
+            now - draw(st.sampled_from([0, 0, 0, 1, late // 2, late - 1])),
+            draw(st.integers(0, 3)),
+            draw(st.integers(-50, 200)),
+        )
+    return rows
+
+
+cuts = st.lists(st.integers(0, 60), max_size=12)
+chaos = st.lists(st.integers(0, 4), min_size=20, max_size=20)
+thorough = settings(
+    max_examples=250,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@thorough
+@given(spends())
+def test_each_event_sees_exactly_its_windows(rows: np.ndarray) -> None:
+    seen = run(rows, [])
+    totals, balances = expected(rows)
+    for name in DELAYS:
+        np.testing.assert_array_equal(seen.totals[name], totals[name])
+    assert seen.balance.tolist() == balances
+
+
+@thorough
+@given(spends(late=90), cuts, chaos)
+def test_splits_rollbacks_and_restores_change_no_bit(
+    rows: np.ndarray, where: list[int], acts: list[int]
+) -> None:
+    whole = run(rows, [])
+    cut = run(rows, [each for each in where if each < len(rows)], iter(acts))
+    for name in DELAYS:
+        np.testing.assert_array_equal(whole.totals[name], cut.totals[name])
+    np.testing.assert_array_equal(whole.balance, cut.balance)
+    assert whole.digest == cut.digest
+
+
+def test_windows_equal_pandas_rolling() -> None:
+    rng = np.random.default_rng(5)
+    rows = np.zeros(20_000, Spend.dtype())
+    rows["at"] = np.sort(rng.choice(90 * 86_400, 20_000, replace=False)) * 10**9
+    rows["who"] = rng.integers(0, 50, len(rows))
+    rows["amount"] = rng.integers(1, 100_000, len(rows))
+    over = ("1d", "7d", "30d")
+    plain = Sliding(by="who", over=over, sum="amount", count=True).resolve("p", SOURCE)
+    delayed = Sliding(by="who", over=over, sum="amount", count=True, delay="7d").resolve(
+        "d", SOURCE
+    )
+    state = State({"plain": plain, "delayed": delayed})
+    batch = Batch(SOURCE, rows, np.arange(len(rows)))
+    state.begin(len(rows))
+    now, old = state.plain.add(batch), state.delayed.add(batch)
+    state.seal()
+    frame = pd.DataFrame(rows).assign(time=pd.to_datetime(rows["at"], unit="ns"))
+    for _, group in frame.groupby("who"):
+        series = group.set_index("time")["amount"]
+        at = group.index.to_numpy()
+        for w, each in enumerate(over):
+            rolling = series.rolling(each.upper())
+            np.testing.assert_array_equal(now.sum[at, w], rolling.sum().astype(np.int64))
+            np.testing.assert_array_equal(now.count[at, w], rolling.count().astype(np.int64))
+            longer = series.rolling(pd.Timedelta(each.upper()) + pd.Timedelta("7D")).sum()
+            expected = longer - series.rolling("7D").sum()
+            np.testing.assert_array_equal(old.sum[at, w], expected.astype(np.int64))
+
+
+def test_an_event_later_than_what_is_kept_counts_for_itself() -> None:
+    rows = np.array([(1_000, 1, 5), (1_070, 1, 7), (980, 1, 11)], Spend.dtype())
+    seen = run(rows, [])
+    assert seen.totals["now"][2].tolist() == [11, 11, 11, 1, 1, 1]
+    assert run(rows, [1, 2]).digest == seen.digest
+
+
+def test_a_sum_that_overflows_names_its_event_and_is_undone() -> None:
+    most = 2**63 - 1
+    rows = np.array([(1_000, 1, most), (1_001, 2, 1), (1_002, 1, 1)], Spend.dtype())
+    state = State(RESOLVED)
+    before = state.digest()
+    state.begin(3)
+    with pytest.raises(BadEvents, match="64 bits") as refused:
+        apply(state, rows, 0)
+    assert refused.value.index == [2]
+    state.rollback()
+    assert state.digest() == before
+    state.begin(2)
+    totals, _ = apply(state, rows[:2], 0)
+    assert totals["now"][:, 0].tolist() == [most, 1]
+
+
+def test_a_time_beyond_reason_names_its_event() -> None:
+    rows = np.array([(1_000, 1, 1), (2**62, 1, 1)], Spend.dtype())
+    state = State(RESOLVED)
+    state.begin(2)
+    with pytest.raises(BadEvents, match="out of range") as refused:
+        apply(state, rows, 0)
+    assert refused.value.index == [1]
+
+
+def test_a_table_grows_by_many_keys_at_once_and_finds_them_again() -> None:
+    keys = np.random.default_rng(2).permutation(np.arange(-50_000, 50_000) * 7_919)
+    state = State({"books": RESOLVED["books"]})
+    state.begin(len(keys))
+    held = state.books.at(keys)
+    held.balance[held.row] = keys
+    state.seal()
+    state.forget()
+    state.begin(len(keys))
+    again = state.books.at(keys[::-1])
+    np.testing.assert_array_equal(again.balance[again.row], keys[::-1])
+    assert len(state.books) == len(keys)
+
+
+def test_more_new_keys_than_there_is_room_for_are_refused_in_a_sentence() -> None:
+    state = State({"books": RESOLVED["books"]})
+    state.begin(1)
+    with pytest.raises(Exception, match="new keys an event"):
+        state.books.at(np.arange(10_000))
