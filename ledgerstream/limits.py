@@ -52,6 +52,9 @@ class Limits:
     round_direct_files_max: int = (
         8  # up to so many dirty files each is synced; beyond, the journal is
     )
+    round_journal_bytes: int = (
+        256 * KIB  # several files with no more than this go to the journal: one sync, not several
+    )
     journal_bytes: int = 64 * MIB  # each of the two journal files
     tail_cache_bytes: int = (
         64 * MIB

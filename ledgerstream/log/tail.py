@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ledgerstream.log.segment import Segment
 
 JOINED_BYTES = 16 * 1024  # a batch up to this size is copied to carry its own prefix
+OVERHEAD_BYTES = 256  # of the objects that hold a batch in memory
 _PIECES_MAX = 64  # a read of more pieces than this is joined: sockets like few buffers better
 
 
@@ -121,7 +122,7 @@ class TailCache:
     def append(self, batch: Batch) -> None:
         batch.partition.tail.append(batch)
         self._batches.append(batch)
-        self.size += batch.size
+        self.size += batch.size + OVERHEAD_BYTES
         if self.size > self._bytes_max:
             self._evict()
 
@@ -136,7 +137,7 @@ class TailCache:
                     self._flush_soon()
                 return
             batches.popleft()
-            self.size -= oldest.size
+            self.size -= oldest.size + OVERHEAD_BYTES
             partition.tail.drop_first(oldest)
 
 

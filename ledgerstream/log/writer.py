@@ -1,8 +1,9 @@
 """The disk thread: takes all that waits, writes it, makes it durable once, and says so.
 
-A round with few dirty files syncs each of them; one with many writes all its batches to the journal
-too and syncs that. Orders (create, roll, checkpoint, repair, delete) stand in the same queue, so
-each finds the files as the loop had them in mind.
+A round with one dirty file, or with a few and much to write, writes and syncs each of them; any
+other writes all its batches to the journal and syncs that, and the files follow behind the round.
+Orders (create, roll, checkpoint, repair, delete) stand in the same queue, so each finds the files
+as the loop had them in mind.
 """
 
 from __future__ import annotations
@@ -170,16 +171,22 @@ class Writer:
         journal = self._journal
         if journal is not None:
             self._each(self._sync_fresh, runs, failed)
-            if len(runs) > self._limits.round_direct_files_max:
-                batches = [batch for run in runs.values() for batch in run]
-                size = frame_bytes(len(batches), sum([batch.size for batch in batches]))
-                if size <= self._limits.journal_bytes:
-                    if not self._write_journal(journal, batches, size):
-                        runs.clear()
-                    return
+            batches = [batch for run in runs.values() for batch in run]
+            size = frame_bytes(len(batches), sum([batch.size for batch in batches]))
+            if self._is_for_journal(len(runs), size):
+                if not self._write_journal(journal, batches, size):
+                    runs.clear()
+                return
         self._each(self._flush, runs, failed)
         if journal is not None:
             self._each(self._sync, runs, failed)
+
+    def _is_for_journal(self, files: int, size: int) -> bool:
+        """Many syncs cost more than writing twice, unless there is much to write."""
+        limits = self._limits
+        few = files <= limits.round_direct_files_max
+        bytes_max = limits.round_journal_bytes if few else limits.journal_bytes
+        return files > 1 and size <= bytes_max
 
     def _each(
         self,
