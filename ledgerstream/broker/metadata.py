@@ -37,6 +37,7 @@ async def handle(node: Node, exchange: Exchange) -> None:
     asked = getattr(request, "include_cluster_authorized_operations", False)
     exchange.answer(
         throttle_time=0,
+        error_code=ErrorCode.none,
         brokers=[_broker(node)],
         cluster_id=node.cluster_id,
         controller_id=node.settings.node_id,

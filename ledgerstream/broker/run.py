@@ -20,7 +20,7 @@ import structlog
 
 from ledgerstream.broker.metrics import MetricsServer
 from ledgerstream.broker.node import Node, serve
-from ledgerstream.broker.settings import Settings, load
+from ledgerstream.broker.settings import ADDRESS_FILE, Settings, load
 from ledgerstream.errors import LedgerStreamError
 
 
@@ -49,8 +49,10 @@ async def run(settings: Settings, *, report: bool = False) -> None:
     """Serve until stopped."""
     stop = asyncio.Event()
     metrics: list[MetricsServer] = []
+    address = settings.data_dir / ADDRESS_FILE
 
     def ready(node: Node) -> None:
+        address.write_text("{}:{}\n".format(*node.advertised))
         if settings.metrics_port is not None:
             metrics.append(MetricsServer(node, settings.host, settings.metrics_port))
         if report:
@@ -70,6 +72,7 @@ async def run(settings: Settings, *, report: bool = False) -> None:
 
     try:
         await serve(settings, ready=ready, stop=stop)
+        address.unlink(missing_ok=True)
     finally:
         for server in metrics:
             server.close()

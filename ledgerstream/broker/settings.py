@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ledgerstream.errors import ConfigError
 
+ADDRESS_FILE = "address"  # in data_dir while a broker serves it: host:port, for other commands
+
 
 class Settings(BaseSettings):
     """Every setting of a broker. `ledgerstream config` prints what is in force."""

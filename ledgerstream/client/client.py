@@ -58,7 +58,7 @@ class Client:
         cluster = Cluster(servers, client_id, limits)
         try:
             await cluster.retrying(
-                f"the brokers at {servers}", cluster.all_topics, limit_ms=limits.connect_ms_max
+                f"the brokers at {servers}", cluster.look, limit_ms=limits.connect_ms_max
             )
         except LedgerStreamError as error:
             await cluster.close()

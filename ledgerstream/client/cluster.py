@@ -161,6 +161,10 @@ class Cluster:
         self._read_at[name] = asyncio.get_running_loop().time()
         return known
 
+    async def look(self) -> None:
+        """Learn who the brokers are, by one request to any of them."""
+        await self._metadata([], False)
+
     async def all_topics(self) -> list[KnownTopic]:
         """Every topic that the cluster tells of."""
         reply = await self.retrying("the list of topics", lambda: self._metadata(None, False))

@@ -16,7 +16,7 @@ from ledgerstream.errors import LedgerStreamError, ProtocolError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import messages
 from ledgerstream.wire.batches import Buffer
-from ledgerstream.wire.frames import Frames
+from ledgerstream.wire.frames import BUFFER_BYTES, Frames
 from ledgerstream.wire.versions import Api
 
 _I32 = struct.Struct(">i")
@@ -48,7 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self.limits = limits
         self.versions: dict[Api, int] = {}
         self._frames = Frames(2**31 - 1)
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, asyncio.Future[Buffer]] = {}
         self._next_id = 0
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
@@ -99,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def exchange(
         self, correlation_id: int, frame: Sequence[Buffer], timeout_ms: int | None = None
-    ) -> bytes:
+    ) -> Buffer:
         """Send a whole frame; the reply's frame, correlation id in front."""
         future = self.start(correlation_id, frame)
         try:
@@ -112,7 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         finally:
             self._waiting.pop(correlation_id, None)
 
-    def start(self, correlation_id: int, frame: Sequence[Buffer]) -> asyncio.Future[bytes]:
+    def start(self, correlation_id: int, frame: Sequence[Buffer]) -> asyncio.Future[Buffer]:
         """Send a whole frame now; a future for the reply's frame."""
         future = asyncio.get_running_loop().create_future()
         if self._lost is not None or self._transport is None:
@@ -173,7 +173,9 @@ class Connection(asyncio.BufferedProtocol):
                     raise ProtocolError("A reply without a correlation id.")
                 future = self._waiting.pop(_I32.unpack_from(frame)[0], None)
                 if future is not None and not future.done():
-                    future.set_result(bytes(frame) if len(frame) < 65536 else frame)  # type: ignore[arg-type]
+                    # a small frame lies in memory that is used again, a large one is its own
+                    large = len(frame) > BUFFER_BYTES
+                    future.set_result(frame if large else bytes(frame))
         except ProtocolError as error:
             self._fail(error)
 

@@ -62,7 +62,7 @@ class Frames:
             self._large_filled += read
             if self._large_filled == len(self._large):
                 large, self._large = self._large, None
-                yield large
+                yield large.toreadonly()
             return
         self._filled += read
         while self._filled - self._start >= 4:
@@ -74,7 +74,7 @@ class Frames:
             begin, end = self._start + 4, self._start + 4 + size
             if end <= self._filled:
                 self._start = end
-                yield self._view[begin:end]
+                yield self._view[begin:end].toreadonly()
             elif size + 4 > BUFFER_BYTES:
                 self._large = memoryview(bytearray(size))
                 self._large_filled = self._filled - begin

@@ -74,9 +74,7 @@ def test_fetch_reply_is_the_schemas(version: int, aborted: list[tuple[int, int]]
                         "preferred_read_replica": -1,
                         "records": b"".join(p.records),
                     }
-                    | (
-                        {"diverging_epoch": {"epoch": 3, "end_offset": 44}} if p.diverging else {}
-                    )
+                    | ({"diverging_epoch": {"epoch": 3, "end_offset": 44}} if p.diverging else {})
                     for p in parts
                 ],
             }

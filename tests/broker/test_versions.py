@@ -1,0 +1,79 @@
+"""What is advertised is answered: every API in every version, with the least that it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from ledgerstream.broker.embedded import Broker
+from ledgerstream.wire.versions import BROKER_VERSIONS, PRODUCE_VERSION_MIN, Api
+from tests.differential.raw import Raw
+
+LEAST: dict[Api, dict[str, object]] = {
+    Api.PRODUCE: {"transactional_id": None, "acks": -1, "timeout": 1000, "topic_data": []},
+    Api.FETCH: {
+        "replica_id": -1, "max_wait": 0, "min_bytes": 0, "max_bytes": 1000, "isolation_level": 0,
+        "session_id": 0, "session_epoch": -1, "topics": [], "forgotten_topics_data": [],
+        "rack_id": "",
+    },
+    Api.LIST_OFFSETS: {"replica_id": -1, "isolation_level": 0, "topics": [], "timeout": 1000},
+    Api.METADATA: {
+        "topics": [], "allow_auto_topic_creation": False,
+        "include_cluster_authorized_operations": True,
+        "include_topic_authorized_operations": True,
+    },
+    Api.API_VERSIONS: {"client_software_name": "t", "client_software_version": "1"},
+    Api.CREATE_TOPICS: {"topics": [], "timeout": 1000, "validate_only": False},
+    Api.DELETE_TOPICS: {"topics": [], "topic_names": [], "timeout": 1000},
+    Api.INIT_PRODUCER_ID: {
+        "transactional_id": None, "transaction_timeout": 1000, "producer_id": -1,
+        "producer_epoch": -1, "enable_2_pc": False, "keep_prepared_txn": False,
+    },
+    Api.OFFSET_FOR_LEADER_EPOCH: {"replica_id": -1, "topics": []},
+    Api.DESCRIBE_CONFIGS: {
+        "resources": [
+            {"resource_type": 4, "resource_name": "1", "configuration_keys": None}
+        ],
+        "include_synonyms": True, "include_documentation": True,
+    },
+    Api.DESCRIBE_LOG_DIRS: {"topics": None},
+    Api.CREATE_PARTITIONS: {"topics": [], "timeout": 1000, "validate_only": False},
+    Api.INCREMENTAL_ALTER_CONFIGS: {"resources": [], "validate_only": False},
+    Api.DESCRIBE_CLUSTER: {
+        "include_cluster_authorized_operations": True, "endpoint_type": 1,
+        "include_fenced_brokers": False,
+    },
+}  # fmt: skip
+
+EVERY = [
+    (api, version)
+    for api, (low, high) in BROKER_VERSIONS.items()
+    for version in range(low, high + 1)
+]
+
+
+@pytest.mark.parametrize(("api", "version"), EVERY)
+def test_every_advertised_version_is_answered(our_broker: Broker, api: Api, version: int) -> None:
+    if api is Api.PRODUCE and version < PRODUCE_VERSION_MIN:
+        pytest.skip("advertised and refused, as Apache Kafka does")
+    with Raw(our_broker.address) as raw:
+        reply = raw.ask(api, version, **LEAST[api])
+    assert reply != "closed", our_broker.log_lines[-2:]
+    assert reply.get("error_code", "none") == "none"
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_produce_without_batches_of_format_2_is_refused(our_broker: Broker, version: int) -> None:
+    with Raw(our_broker.address) as raw:
+        header = b"\x00\x00" + version.to_bytes(2, "big") + b"\x00\x00\x00\x01\xff\xff"
+        body = b"\xff\xff\x00\x00\x03\xe8\x00\x00\x00\x00"
+        raw.send_bytes((len(header) + len(body)).to_bytes(4, "big") + header + body)
+        assert raw.frame() is None
+
+
+def test_unknown_version_of_api_versions_is_answered_in_version_0(our_broker: Broker) -> None:
+    with Raw(our_broker.address) as raw:
+        header = b"\x00\x12\x00\x63\x00\x00\x00\x07\xff\xff"
+        raw.send_bytes(len(header).to_bytes(4, "big") + header)
+        frame = raw.frame()
+    assert frame is not None
+    assert frame[:6] == b"\x00\x00\x00\x07\x00\x23"  # UNSUPPORTED_VERSION

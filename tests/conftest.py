@@ -1,0 +1,62 @@
+"""What several rooms' tests share: brokers to talk to, ours and Apache Kafka's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from ledgerstream.broker.embedded import Broker
+from ledgerstream.client import Client
+from tests.peers import kafka
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+_numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real peers start late, so that quick failures come first."""
+    items.sort(key=lambda item: "apache_kafka" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic name that no other test has."""
+    return f"topic-{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.ApacheKafka]:
+    """One Apache Kafka for all tests that compare with it."""
+    why = kafka.why_absent()
+    if why is not None:
+        pytest.skip(why)
+    with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def our_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One broker of ours for tests that do not stop it."""
+    with asyncio.Runner() as runner:
+        broker = runner.run(Broker.embedded(tmp_path_factory.mktemp("broker"), metrics_port=0))
+        yield broker
+        runner.run(broker.stop())
+
+
+@pytest.fixture(params=["ledgerstream", "apache_kafka"])
+def server(request: pytest.FixtureRequest) -> str:
+    """The address of each kind of broker in turn: what holds on one holds on the other."""
+    if request.param == "ledgerstream":
+        return str(request.getfixturevalue("our_broker").address)
+    return str(request.getfixturevalue("apache_kafka").address)
+
+
+@pytest.fixture
+async def client(our_broker: Broker) -> AsyncIterator[Client]:
+    """Our client, connected to our broker."""
+    async with await Client.connect(our_broker.address) as connected:
+        yield connected

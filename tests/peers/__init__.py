@@ -1,0 +1,1 @@
+"""Peers that judge us: a real Apache Kafka, and the tools that come with it."""
