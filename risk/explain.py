@@ -1,7 +1,7 @@
 """A scored payment in plain words.
 
-Payment 1,204 of 441.20 EUR: 98 % likely fraud, because it is over 220 EUR; and it is 5.1 times
-the customer's 30-day mean of 86.51 EUR.
+Payment 1,204 of 441.20 EUR: 98.2 % likely fraud, because it is over 220 EUR; and it is 5.1
+times the customer's 30-day mean of 86.51 EUR.
 """
 
 from __future__ import annotations
@@ -12,14 +12,26 @@ from typing import Any
 from risk.features import LABEL_DELAY, MINOR_UNITS
 from risk.rules import LARGE_AMOUNT, Reason
 
+SURE = 0.999  # nothing is said to be surer
+TERMINAL_WINDOWS = {
+    Reason.TERMINAL_BAD_DAY: ("1d", "a day"),
+    Reason.TERMINAL_SOME_FRAUD: ("7d", "a week"),
+    Reason.TERMINAL_BAD_WEEK: ("7d", "a week"),
+    Reason.TERMINAL_TURNED_BAD: ("30d", "30 days"),
+    Reason.TERMINAL_LONG_BAD: ("30d", "30 days"),
+}
+
 
 def explain(payment: Mapping[str, Any]) -> str:
     """The sentence for one scored payment: the features by name, payment_id, score and reasons."""
     amount = _euros(payment["amount"] / MINOR_UNITS)
-    head = (
-        f"Payment {payment['payment_id']:,} of {amount}: {_percent(payment['score'])} likely fraud"
-    )
-    phrases = [phrase(reason, payment) for reason in Reason(int(payment["reasons"]))]
+    likely = f"{min(payment['score'], SURE) * 100:.3g} % likely fraud"
+    head = f"Payment {payment['payment_id']:,} of {amount}: {likely}"
+    reasons = Reason(int(payment["reasons"]))
+    phrases = [phrase(reason, payment) for reason in reasons if reason not in TERMINAL_WINDOWS]
+    windows = [TERMINAL_WINDOWS[reason] for reason in reasons if reason in TERMINAL_WINDOWS]
+    if windows:
+        phrases.append(_terminal(payment, windows))
     if not phrases:
         return f"{head}, no rule speaks against it."
     if len(phrases) > 1:
@@ -28,7 +40,7 @@ def explain(payment: Mapping[str, Any]) -> str:
 
 
 def phrase(reason: Reason, payment: Mapping[str, Any]) -> str:
-    """What one reason says about this payment."""
+    """What one reason about amount or customer says of this payment."""
     usual = payment["customer_mean_30d"]
     match reason:
         case Reason.LARGE_AMOUNT:
@@ -47,28 +59,19 @@ def phrase(reason: Reason, payment: Mapping[str, Any]) -> str:
                 f"it is the customer's payment number {payment['customer_count_1d']:,} in a day, "
                 f"and number {payment['customer_count_30d']:,} in 30 days"
             )
-        case Reason.TERMINAL_BAD_DAY:
-            return _terminal(payment, "1d", "one day")
-        case Reason.TERMINAL_SOME_FRAUD | Reason.TERMINAL_BAD_WEEK:
-            return _terminal(payment, "7d", "one week")
-        case Reason.TERMINAL_TURNED_BAD | Reason.TERMINAL_LONG_BAD:
-            return _terminal(payment, "30d", "30 days")
         case _:
             raise AssertionError(reason)
 
 
-def _terminal(payment: Mapping[str, Any], window: str, words: str) -> str:
-    share, count = payment[f"terminal_fraud_{window}"], payment[f"terminal_count_{window}"]
+def _terminal(payment: Mapping[str, Any], windows: list[tuple[str, str]]) -> str:
+    shares = []
+    for window, words in windows:
+        count = payment[f"terminal_count_{window}"]
+        frauds = round(count * payment[f"terminal_fraud_{window}"])
+        shares.append(f"{frauds:,} of {count:,} payments in {words}")
     late = LABEL_DELAY.removesuffix("d")
-    return (
-        f"{_percent(share)} of the terminal's {count:,} payments of {words} were fraud "
-        f"(labels come {late} days late)"
-    )
+    return f"fraud at the terminal was {', '.join(shares)} (as known {late} days later)"
 
 
 def _euros(amount: float) -> str:
     return f"{amount:,.2f} EUR"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.3g} %"
