@@ -1,0 +1,334 @@
+"""`ledgerstream demo`: half a year of card payments, scored; then a crash that changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from ledgerstream.cli import show
+from ledgerstream.errors import ConfigError, LedgerStreamError
+
+if TYPE_CHECKING:
+    import asyncpg
+    import numpy as np
+
+    from ledgerstream.client import Client
+
+MARK = "made-by-ledgerstream-demo"  # only a directory with this file in it is ever wiped
+DIRECTORY = Path("ledgerstream-data/demo")
+PROCESSOR = "processors.fraud:Fraud"
+TABLES = ("scored_payment", "fraud_alert")
+KILL_FROM = 300_000  # below so many payments there may be one commit: kill as soon as it has begun
+POLL_S = 0.01
+
+
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Payments from this CSV or Parquet file.", show_default=False),
+    ] = None,
+    customers: Annotated[int, typer.Option(min=1, help="Customers to simulate.")] = 5_000,
+    terminals: Annotated[int, typer.Option(min=1, help="Terminals to simulate.")] = 10_000,
+    days: Annotated[int, typer.Option(min=1, help="Days to simulate.")] = 183,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another world.")] = 7,
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Wiped and made anew, if an earlier demo made it.")
+    ] = DIRECTORY,
+) -> None:
+    """Stream card payments through the fraud processor, then kill it in the middle of a second run.
+
+    Example: [bold]ledgerstream demo --data payments.csv.gz[/bold]
+
+    Starts a broker and a Postgres of its own and needs nothing else.
+    """
+    from ledgerstream.cli.session import run_async
+    from processors.payments import Payment, Simulation
+
+    if data is not None:
+        from ledgerstream.cli.tabular import read
+
+        pieces: Iterator[tuple[np.ndarray, float]] = read(data, Payment)
+        what = f"the payments of {data.name}"
+    else:
+        from ledgerstream.cli.generate import with_share
+
+        simulation = Simulation(customers=customers, terminals=terminals, days=days, seed=seed)
+        pieces = with_share(simulation.payments(), days)
+        what = f"{days:,} days of {customers:,} customers at {terminals:,} terminals"
+    _make_anew(directory)
+    run_async(_Demo(directory, what).run(pieces))
+
+
+class _Demo:
+    """The story, a method an act."""
+
+    def __init__(self, directory: Path, what: str) -> None:
+        self.directory, self.what = directory, what
+        self.truth = _Truth()
+
+    async def run(self, pieces: Iterator[tuple[np.ndarray, float]]) -> None:
+        from ledgerstream.broker.embedded import Broker
+        from ledgerstream.client import Client
+        from ledgerstream.stream.postgres import EmbeddedPostgres
+
+        began = time.monotonic()
+        _act(1, f"A log and a Postgres, in {self.directory}")
+        with EmbeddedPostgres.start(self.directory) as postgres:
+            async with await Broker.embedded(self.directory / "log") as broker:
+                _say(f"broker at {broker.address}, ready after {_since(began)}")
+                async with await Client.connect(broker.address) as client:
+                    await self.write(client, pieces)
+                    first = await self.score(client, postgres.url)
+                again = urlsplit(postgres.url)._replace(path="/again").geturl()
+                second = await self.score_with_a_crash(broker.address, postgres.url, again)
+        _compare(first, second)
+        self.where_next(time.monotonic() - began)
+
+    async def write(self, client: Client, pieces: Iterator[tuple[np.ndarray, float]]) -> None:
+        from ledgerstream.cli.session import fill
+        from processors.payments import Payment
+
+        _act(2, f"Into the log: {self.what}")
+        began = time.monotonic()
+        with show.bar("writing", "payments") as advance:
+            written = await fill(
+                client, "payments", Payment, "customer", "fixed", 1, self.truth.tap(pieces), advance
+            )
+        seconds = time.monotonic() - began
+        _say(
+            f"{written:,} payments in {show.duration(seconds)} ({written / seconds:,.0f}/s), "
+            "each on disk before it was acknowledged"
+        )
+
+    async def score(self, client: Client, database: str) -> dict[str, tuple[int, str]]:
+        import asyncpg
+
+        from ledgerstream.cli.run import stream
+        from processors.fraud import Fraud
+
+        _act(3, "Fraud: fifteen features, eleven rules and a score for each payment")
+        began = time.monotonic()
+        progress = await stream(Fraud, client, database, "end", quiet=True)
+        seconds = time.monotonic() - began
+        _say(
+            f"{progress.events:,} payments in {show.duration(seconds)} "
+            f"({progress.events / seconds:,.0f}/s), rows and offsets together in "
+            f"{show.count(progress.commits, 'commit')}"
+        )
+        connection = await asyncpg.connect(database)
+        try:
+            alerts = await connection.fetch("SELECT payment_id, score, reasons FROM fraud_alert")
+            self.truth.judge(alerts)
+            for payment in await self.truth.examples(connection, alerts):
+                _say(f"• {payment}")
+            return await _digests(connection)
+        finally:
+            await connection.close()
+
+    async def score_with_a_crash(
+        self, log: str, database: str, again: str
+    ) -> dict[str, tuple[int, str]]:
+        import asyncpg
+
+        _act(4, "The same into a second database; its worker is killed in the middle (SIGKILL)")
+        connection = await asyncpg.connect(database)
+        await connection.execute("CREATE DATABASE again")
+        await connection.close()
+        connection = await asyncpg.connect(again)
+        try:
+            began = time.monotonic()
+            with show.bar("second run", "payments") as advance:
+                watch = _Watch(connection, self.truth.payments, advance)
+                worker = await _start_worker(log, again)
+                at = await watch.wait_middle(worker)
+                worker.kill()
+                await worker.wait()
+                worker = await _start_worker(log, again)
+                restarted = time.monotonic()
+                await watch.wait_end(worker)
+            _say(
+                f"killed when {at:,} of {self.truth.payments:,} payments were committed; started "
+                f"again, it finished in {_since(restarted)} ({_since(began)} in all)"
+            )
+            return await _digests(connection)
+        finally:
+            await connection.close()
+
+    def where_next(self, seconds: float) -> None:
+        here = f"--dir {self.directory}"
+        event = "--event processors.payments:Payment"
+        print(f"\n{show.bold('Where to go next')}   (the demo took {show.duration(seconds)})")
+        for line in (
+            "processors/fraud.py is the processor, risk/rules.py its rules: read them first",
+            f"ledgerstream topic describe payments {here}",
+            f"ledgerstream consume payments {event} --limit 3 {here}",
+            f"ledgerstream run {PROCESSOR} {here}        goes on where it stopped; Ctrl-C ends it",
+            "ledgerstream --help",
+        ):
+            _say(line)
+
+
+class _Truth:
+    """The labels of what was written, to judge the alerts by."""
+
+    def __init__(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._scenarios: list[np.ndarray] = []
+        self._frauds: list[np.ndarray] = []
+
+    @property
+    def payments(self) -> int:
+        return sum(map(len, self._ids))
+
+    def tap(self, pieces: Iterator[tuple[np.ndarray, float]]) -> Iterator[tuple[np.ndarray, float]]:
+        for rows, share in pieces:
+            self._ids.append(rows["payment_id"].copy())
+            self._scenarios.append(rows["scenario"].copy())
+            self._frauds.append(rows["is_fraud"].copy())
+            yield rows, share
+
+    def judge(self, alerts: list[asyncpg.Record]) -> None:
+        import numpy as np
+
+        alerted = np.isin(np.concatenate(self._ids), [alert["payment_id"] for alert in alerts])
+        fraud = np.concatenate(self._frauds)
+        found = int((alerted & fraud).sum())
+        _say(
+            f"{len(alerts):,} alerts, {found / max(len(alerts), 1):.0%} of them right; "
+            f"{found / max(int(fraud.sum()), 1):.0%} of the {fraud.sum():,} frauds were alerted. "
+            "Three of them:"
+        )
+
+    async def examples(
+        self, connection: asyncpg.Connection, alerts: list[asyncpg.Record]
+    ) -> list[str]:
+        """A sentence each for one sure alert of each fraud scenario, of few reasons."""
+        import numpy as np
+
+        from risk.explain import explain
+
+        scenario = dict(
+            zip(
+                np.concatenate(self._ids).tolist(),
+                np.concatenate(self._scenarios).tolist(),
+                strict=True,
+            )
+        )
+        clearest: dict[int, int] = {}
+        for alert in sorted(alerts, key=_clarity):
+            clearest[scenario[alert["payment_id"]]] = alert["payment_id"]
+        chosen = [payment for kind, payment in clearest.items() if kind]
+        rows = await connection.fetch(
+            "SELECT * FROM scored_payment WHERE payment_id = ANY($1) ORDER BY payment_id", chosen
+        )
+        return [explain(row) for row in rows]
+
+
+def _clarity(alert: asyncpg.Record) -> tuple[bool, int, int]:
+    return alert["score"] >= 0.9, -alert["reasons"].bit_count(), alert["payment_id"]
+
+
+class _Watch:
+    """How far the second run has come, as its progress row says."""
+
+    def __init__(self, connection: asyncpg.Connection, total: int, advance: show.Advance) -> None:
+        self.connection, self.total, self.advance = connection, total, advance
+        self.seen = 0
+
+    async def wait_middle(self, worker: asyncio.subprocess.Process) -> int:
+        """The committed offset when it is time to kill."""
+        target = self.total // 2 if self.total >= KILL_FROM else 0
+        while (at := await self._look()) is None or at < target:
+            if worker.returncode is not None:
+                raise await _failure(worker)
+            await asyncio.sleep(POLL_S)
+        return at
+
+    async def wait_end(self, worker: asyncio.subprocess.Process) -> None:
+        ending = asyncio.create_task(worker.wait())
+        while not ending.done():
+            await self._look()
+            await asyncio.wait([ending], timeout=10 * POLL_S)
+        if worker.returncode != 0:
+            raise await _failure(worker)
+        await self._look()
+
+    async def _look(self) -> int | None:
+        if await self.connection.fetchval("SELECT to_regclass('ls_progress')") is None:
+            return None
+        at: int | None = await self.connection.fetchval("SELECT max(next_offset) FROM ls_progress")
+        if at is not None:
+            self.advance(at - self.seen, at / max(self.total, 1))
+            self.seen = at
+        return at
+
+
+async def _start_worker(log: str, database: str) -> asyncio.subprocess.Process:
+    arguments = ["run", PROCESSOR, "--until-end", "--log", log, "--database", database]
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "ledgerstream.cli.main", *arguments,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+async def _failure(worker: asyncio.subprocess.Process) -> LedgerStreamError:
+    _, said = await worker.communicate()
+    return LedgerStreamError(f"The worker ended too early: {said.decode(errors='replace')}")
+
+
+async def _digests(connection: asyncpg.Connection) -> dict[str, tuple[int, str]]:
+    """Rows of each table, and the sum of their hashes over every column."""
+    digests = {}
+    for table in TABLES:
+        rows, total = await connection.fetchrow(
+            f"SELECT count(*), sum(hash_record_extended(t, 0)::numeric) FROM {table} t"
+        )
+        digests[table] = (rows, f"{int(total or 0) % 2**64:016x}")
+    return digests
+
+
+def _compare(first: dict[str, tuple[int, str]], second: dict[str, tuple[int, str]]) -> None:
+    for table in TABLES:
+        for run, (rows, digest) in (("first", first[table]), ("second", second[table])):
+            _say(f"{table:<15} {run:<7} {rows:>9,} rows   hash of all rows {digest}")
+    if first != second:
+        raise LedgerStreamError("The two runs differ: this must never be. Please report it.")
+    _say(show.bold("The same to the last row."))
+
+
+def _make_anew(directory: Path) -> None:
+    """Wipe what an earlier demo made, once its processes have let go; never anything else."""
+    if directory.exists() and any(directory.iterdir()):
+        if not (directory / MARK).exists():
+            raise ConfigError(
+                f"{directory} holds something that no demo made.", "Give another --dir."
+            )
+        for lock in (directory / "postgres" / "keeper.lock", directory / "log" / ".lock"):
+            if lock.exists():
+                with lock.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MARK).touch()
+
+
+def _act(number: int, title: str) -> None:
+    print(f"\n{show.bold(f'{number}  {title}')}", flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"   {text}", flush=True)
+
+
+def _since(began: float) -> str:
+    return show.duration(time.monotonic() - began)

@@ -1,0 +1,88 @@
+"""`ledgerstream generate …`: seeded events into a topic, at any rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ledgerstream.cli import options, show
+from ledgerstream.cli.options import Directory, Encoding, Log, Partitions
+from ledgerstream.cli.records import check_encoding
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SLICE_MS = 50  # at a set rate, what falls due within this is written at once
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Seeded events, the same each time.\n\n"
+    "Example: [bold]ledgerstream generate payments --rate 10000[/bold]",
+)
+
+
+@app.callback()
+def generate() -> None:
+    """Keeps `generate` a group while it has one command."""
+
+
+@app.command()
+def payments(
+    topic: Annotated[str, typer.Option(help="The topic; made if it is not there.")] = "payments",
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Payments a second; without it, as fast as they are taken."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Days of event time from 2018-04-01.")] = 183,
+    customers: Annotated[int, typer.Option(min=1, help="Customers.")] = 5_000,
+    terminals: Annotated[int, typer.Option(min=1, help="Terminals.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another world.")] = 7,
+    encoding: Encoding = "fixed",
+    partitions: Partitions = 1,
+    log: Log = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
+    """Card payments with three kinds of fraud, keyed by customer, after the handbook's simulator.
+
+    Example: [bold]ledgerstream generate payments --days 30 --rate 5000[/bold]
+    """
+    from ledgerstream.cli.session import fill, open_log, run_async
+    from processors.payments import Payment, Simulation
+
+    check_encoding(encoding)
+    simulation = Simulation(customers=customers, terminals=terminals, days=days, seed=seed)
+
+    async def act() -> int:
+        pieces = with_share(simulation.payments(), days)
+        if rate is not None:
+            pieces = at_rate(pieces, rate)
+        async with open_log(log, directory) as client:
+            with show.bar("generating", "payments") as advance:
+                return await fill(
+                    client, topic, Payment, "customer", encoding, partitions, pieces, advance
+                )
+
+    show.note(f"{show.count(run_async(act()), 'payment')} went to topic {topic!r}.")
+
+
+def with_share(pieces: Iterator[np.ndarray], total: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Each piece with the share of all pieces that it completes."""
+    for number, rows in enumerate(pieces, 1):
+        yield rows, number / total
+
+
+def at_rate(
+    pieces: Iterator[tuple[np.ndarray, float]], rate: float
+) -> Iterator[tuple[np.ndarray, float]]:
+    """The same rows, none before its time; a reader that falls behind catches up."""
+    began, sent = time.monotonic(), 0
+    slice_rows = max(int(rate * SLICE_MS / 1000), 1)
+    for rows, share in pieces:
+        for first in range(0, len(rows), slice_rows):
+            part = rows[first : first + slice_rows]
+            time.sleep(max(began + sent / rate - time.monotonic(), 0))
+            yield part, share
+            sent += len(part)

@@ -1,0 +1,67 @@
+"""`ledgerstream`: the entry, and what happens to errors.
+
+Exit codes: 0 done; 1 something went wrong, said in a sentence; 2 wrong usage or setting; 3 the data
+directory is in use; 4 a partition stopped rather than guess; 130 interrupted. A traceback means a
+bug of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from ledgerstream.cli import broker, config, dead_letters, demo, generate, records, run, topics
+from ledgerstream.errors import LedgerStreamError
+
+app = typer.Typer(
+    name="ledgerstream",
+    help=(
+        "Financial event streams: a Kafka-compatible log, columnar processors, and results that "
+        "count each event exactly once in Postgres.\n\n"
+        "Start with [bold]ledgerstream demo[/bold]. Every command shows an example with --help."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(run.run)
+app.command()(broker.broker)
+app.add_typer(topics.app, name="topic")
+app.command(name="import")(records.import_)
+app.command()(records.produce)
+app.command()(records.consume)
+app.add_typer(generate.app, name="generate")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.command()(config.config)
+
+
+def main() -> None:
+    """The console script. Never returns."""
+    try:
+        app()
+    except* LedgerStreamError as group:
+        error = _first(group)
+        print(f"ledgerstream: {error}", file=sys.stderr)
+        code = error.exit_code
+    except* KeyboardInterrupt:
+        code = 130
+    except* BrokenPipeError:  # `ledgerstream consume … | head` is done when head is
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _first(group: BaseExceptionGroup[LedgerStreamError]) -> LedgerStreamError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, LedgerStreamError)
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""`ledgerstream import`, `produce` and `consume`: records into the log and out of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from ledgerstream.cli import options, show
+from ledgerstream.cli.options import Directory, Encoding, EventName, Key, Log, Partitions
+from ledgerstream.errors import DecodeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LINES_AT_ONCE = 10_000
+
+Topic = Annotated[str, typer.Argument(help="The topic.")]
+SomeEvent = Annotated[
+    str | None,
+    typer.Option(
+        "--event",
+        metavar="MODULE:CLASS",
+        help="The event type, as in processors.payments:Payment: lines are JSON objects of it.",
+        show_default=False,
+    ),
+]
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A CSV (also .gz, .zst) or Parquet file.")],
+    event: EventName,
+    topic: Annotated[str, typer.Option(help="The topic to write to; made if it is not there.")],
+    key: Key = None,
+    encoding: Encoding = "fixed",
+    partitions: Partitions = 1,
+    log: Log = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
+    """Write a file's rows to a topic, in the file's order.
+
+    Example: [bold]ledgerstream import payments.csv.gz --topic payments --event
+    processors.payments:Payment --key customer[/bold]
+
+    A field takes the column of its name or alias. Money is read from its digits, exactly.
+    """
+    from ledgerstream.cli.session import fill, open_log, run_async
+    from ledgerstream.cli.tabular import read
+    from ledgerstream.events import Event
+
+    kind = options.load(event, Event)
+    check_encoding(encoding)
+
+    async def act() -> int:
+        async with open_log(log, directory) as client:
+            with show.bar(f"importing {file.name}", "rows") as advance:
+                return await fill(
+                    client, topic, kind, key, encoding, partitions, read(file, kind), advance
+                )
+
+    show.note(f"{show.count(run_async(act()), 'row')} of {file.name} went to topic {topic!r}.")
+
+
+def produce(
+    topic: Topic,
+    event: SomeEvent = None,
+    key: Key = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            "--separator", help="Text before it is the key. For lines that are no events."
+        ),
+    ] = None,
+    encoding: Encoding = "fixed",
+    log: Log = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
+    """Write each line of standard input as a record; done when all are durable.
+
+    Example: [bold]echo 'paris:42' | ledgerstream produce readings --separator :[/bold]
+
+    With --event, a line is a JSON object, as `ledgerstream consume --event` prints it.
+    """
+    from ledgerstream.cli.session import open_log, run_async, send_lines, write_rows
+    from ledgerstream.events import Event
+
+    check_encoding(encoding)
+
+    async def act() -> int:
+        async with open_log(log, directory) as client:
+            if event is None:
+                return await send_lines(client, topic, _lines(), separator)
+            kind = options.load(event, Event)
+            written = 0
+            for lines in _lines():
+                rows = _parse(kind, lines, written)
+                await write_rows(client, topic, rows, kind, key, encoding)
+                written += len(rows)
+            return written
+
+    show.note(f"{show.count(run_async(act()), 'record')} went to topic {topic!r}.")
+
+
+def consume(
+    topic: Topic,
+    event: SomeEvent = None,
+    encoding: Encoding = "fixed",
+    begin: Annotated[
+        str, typer.Option("--from", help="earliest, latest, or a time such as 2018-04-01T12:00Z.")
+    ] = "earliest",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many.", show_default=False)
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more at the end.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Each record with partition, offset, time and key.")
+    ] = False,
+    log: Log = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
+    """Print a topic's records, one a line.
+
+    Example: [bold]ledgerstream consume payments --event processors.payments:Payment --limit
+    3[/bold]
+
+    Without --event: key, a tab, and value, as text. With it: JSON objects, which
+    `ledgerstream produce --event` reads back.
+    """
+    from ledgerstream.cli.session import chunks, open_log, run_async
+    from ledgerstream.events import Event, parse_timestamp
+
+    check_encoding(encoding)
+    start: str | int = begin
+    if begin not in ("earliest", "latest"):
+        start = parse_timestamp(begin) // 1_000_000
+    kind = options.load(event, Event) if event else None
+
+    async def act() -> None:
+        left = limit if limit is not None else sys.maxsize
+        async with open_log(log, directory) as client:
+            async for chunk in chunks(client, topic, start, follow=follow):
+                for line in islice(_print_lines(chunk, kind, encoding, as_json), left):
+                    print(line)
+                    left -= 1
+                sys.stdout.flush()
+                if left <= 0:
+                    return
+
+    run_async(act())
+
+
+def check_encoding(encoding: str) -> Literal["fixed", "json"]:
+    if encoding not in ("fixed", "json"):
+        raise typer.BadParameter(f"{encoding!r} is neither fixed nor json", param_hint="--encoding")
+    return cast(Literal["fixed", "json"], encoding)
+
+
+def _lines() -> Iterator[list[bytes]]:
+    """Standard input by the thousand, or line by line where a person types."""
+    at_once = 1 if sys.stdin.isatty() else LINES_AT_ONCE
+    while lines := [line.rstrip(b"\r\n") for line in islice(sys.stdin.buffer, at_once)]:
+        yield lines
+
+
+def _parse(event: Any, lines: list[bytes], before: int) -> np.ndarray:
+    from ledgerstream.wire.jsonrows import JsonRows
+
+    rows, reasons = JsonRows(event).decode(list(lines))
+    for number, reason in enumerate(reasons, before + 1):
+        if reason is not None:
+            raise DecodeError(
+                f"Line {number:,}: {reason}", f"The {before:,} lines before are written."
+            )
+    return rows
+
+
+def _print_lines(chunk: Any, event: Any, encoding: str, as_json: bool) -> Iterator[str]:
+    if event is None:
+        return _print_raw(chunk, as_json)
+    return _print_events(chunk, event, encoding, as_json)
+
+
+def _print_raw(chunk: Any, as_json: bool) -> Iterator[str]:
+    for record in _records(chunk):
+        key, value = show.text(record.key), show.text(record.value)
+        if as_json:
+            yield json.dumps(_place(chunk, record.offset, record.timestamp, key) | {"value": value})
+        else:
+            yield f"{key}\t{value}" if key is not None else f"{value}"
+
+
+def _records(chunk: Any) -> Iterator[Any]:
+    from ledgerstream.wire import batches
+
+    for at, header in batches.headers(chunk.data):
+        if not header.control:
+            yield from (r for r in batches.records(chunk.data, at) if r.offset >= chunk.start)
+
+
+def _print_events(chunk: Any, event: Any, encoding: str, as_json: bool) -> Iterator[str]:
+    from ledgerstream.wire.columns import RowCodec
+    from ledgerstream.wire.jsonrows import JsonRows
+
+    codec = RowCodec(event, None, check_encoding(encoding))
+    decoded = codec.decode(chunk.data, start=chunk.start)
+    for bad in decoded.bad:
+        show.note(f"{chunk.partition}:{bad.offset}: {bad.reason}")
+    objects = JsonRows(event).encode(decoded.rows)
+    for i, text in enumerate(objects):
+        if as_json:
+            place = _place(chunk, int(decoded.offset[i]), int(decoded.timestamp[i]))
+            yield json.dumps(place | {"value": json.loads(text)})
+        else:
+            yield text.decode()
+
+
+def _place(chunk: Any, offset: int, timestamp_ms: int, key: str | None = None) -> dict[str, Any]:
+    place = {"partition": chunk.partition, "offset": offset, "timestamp_ms": timestamp_ms}
+    return place | ({} if key is None else {"key": key})

@@ -1,0 +1,185 @@
+"""What the commands do with a log: find it, open it, write to it, read it.
+
+Without an address the log is the one in the data directory: of a broker that serves it already, or
+else of one that is started for as long as the command lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import asyncpg
+import numpy as np
+import structlog
+import uvloop
+
+from ledgerstream.cli.show import Advance
+from ledgerstream.client import EARLIEST, LATEST, Client
+from ledgerstream.errors import KafkaError, LedgerStreamError
+from ledgerstream.events import Event
+
+T = TypeVar("T")
+
+UNKNOWN_TOPIC = "UNKNOWN_TOPIC_OR_PARTITION"
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to its end; what the rooms below have to say goes to stderr."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+@asynccontextmanager
+async def open_log(log: str | None, directory: Path) -> AsyncIterator[Client]:
+    """A client of the log."""
+    async with log_address(log, directory) as address:
+        async with await Client.connect(address) as client:
+            yield client
+
+
+@asynccontextmanager
+async def log_address(log: str | None, directory: Path) -> AsyncIterator[str]:
+    """Where the log answers: host:port."""
+    if log is not None:
+        yield log.removeprefix("kafka://")
+    elif (served := _served_at(directory / "log")) is not None:
+        yield served
+    else:
+        from ledgerstream.broker.embedded import Broker
+
+        async with await Broker.embedded(directory / "log") as broker:
+            yield broker.address
+
+
+def _served_at(log_dir: Path) -> str | None:
+    """The address of the broker that has this directory, if one has."""
+    from ledgerstream.broker.settings import ADDRESS_FILE
+
+    try:
+        with (log_dir / ".lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours: nobody serves it
+    except BlockingIOError:
+        return (log_dir / ADDRESS_FILE).read_text().strip()
+    except OSError:
+        pass
+    return None
+
+
+@asynccontextmanager
+async def open_database(database: str | None, directory: Path) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the Postgres of that URL, or to the embedded one."""
+    with database_url(database, directory) as url:
+        try:
+            connection = await asyncpg.connect(url)
+        except (OSError, asyncpg.PostgresError) as error:
+            raise LedgerStreamError(
+                f"Postgres does not answer at {url}: {error}.",
+                "Check --database; without it, an embedded Postgres is used.",
+            ) from error
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+@contextmanager
+def database_url(database: str | None, directory: Path) -> Iterator[str]:
+    if database is not None:
+        yield database
+        return
+    from ledgerstream.stream.postgres import EmbeddedPostgres
+
+    with EmbeddedPostgres.start(directory) as postgres:
+        yield postgres.url
+
+
+async def ensure_topic(client: Client, topic: str, partitions: int) -> None:
+    try:
+        await client.topic(topic)
+    except KafkaError as error:
+        if error.name != UNKNOWN_TOPIC:
+            raise
+        await client.create_topic(topic, partitions=partitions, config={})
+
+
+async def fill(
+    client: Client,
+    topic: str,
+    event: type[Event],
+    key: str | None,
+    encoding: str,
+    partitions: int,
+    pieces: Iterator[tuple[np.ndarray, float | None]],
+    advance: Advance,
+) -> int:
+    """Write all pieces in order, reading the next while one is being written. Rows written."""
+    await ensure_topic(client, topic, partitions)
+    written = 0
+    reading = asyncio.create_task(asyncio.to_thread(next, pieces, None))
+    while (piece := await reading) is not None:
+        rows, share = piece
+        reading = asyncio.create_task(asyncio.to_thread(next, pieces, None))
+        await write_rows(client, topic, rows, event, key, encoding)
+        written += len(rows)
+        advance(len(rows), share)
+    return written
+
+
+async def write_rows(
+    client: Client, topic: str, rows: np.ndarray, event: type[Event], key: str | None, encoding: str
+) -> None:
+    await client.write(topic, rows, event=event, key=key, encoding=cast(Any, encoding))
+
+
+async def send_lines(
+    client: Client, topic: str, lines: Iterable[list[bytes]], separator: str | None
+) -> int:
+    """One record a line; each group of lines is durable before the next is read."""
+    sent = 0
+    producer = await client.producer()
+    for group in lines:
+        records = []
+        for line in group:
+            key, found, value = line.partition(separator.encode()) if separator else (b"", b"", b"")
+            records.append((key, value) if found else (None, line))
+        async with asyncio.TaskGroup() as tasks:
+            for key_or_none, value in records:
+                tasks.create_task(producer.send(topic, value, key=key_or_none))
+        sent += len(records)
+    return sent
+
+
+async def chunks(
+    client: Client, topic: str, start: str | int, *, follow: bool
+) -> AsyncIterator[Any]:
+    """What the topic holds from `start` (earliest, latest or ms): to the end as of now, or on."""
+    indexes = range((await client.topic(topic)).partitions)
+    names = {"earliest": EARLIEST, "latest": LATEST}
+    at = start if isinstance(start, int) else names[start]
+    begin = await client.list_offsets(topic, dict.fromkeys(indexes, at))
+    end = await client.list_offsets(topic, dict.fromkeys(indexes, LATEST))
+    unread = {i for i in indexes if begin[i] < end[i]}
+    reader = client.reader(topic, {i: begin[i] for i in (indexes if follow else unread)})
+    while unread or follow:
+        chunk = await reader.next()
+        if chunk is None:
+            continue
+        yield chunk
+        if chunk.next_offset >= end[chunk.partition]:
+            unread.discard(chunk.partition)

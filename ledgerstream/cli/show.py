@@ -1,0 +1,139 @@
+"""How things look: tables, numbers, times and bars.
+
+Results go to stdout, everything else to stderr. On a terminal a bar shows rate and time left; in a
+pipe there is none. Nothing here is printed in a width of its own choosing: a piped table has whole
+lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+def note(text: str) -> None:
+    """A line for the reader, beside the results."""
+    print(text, file=sys.stderr)
+
+
+def bold(text: str) -> str:
+    """Bold on a terminal."""
+    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
+def table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empty: str = "") -> None:
+    """Rows with the same keys, as aligned columns or as one JSON array."""
+    if as_json:
+        print(json.dumps([dict(row) for row in rows], indent=2, default=str))
+        return
+    if not rows:
+        note(empty)
+        return
+    heads = list(rows[0])
+    cells = [[cell(row[head]) for head in heads] for row in rows]
+    right = [isinstance(rows[0][head], (int, float)) for head in heads]
+    heads = [head.replace("_", " ") for head in heads]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    for line in [heads, *cells]:
+        padded = [
+            text.rjust(width) if is_right else text.ljust(width)
+            for text, width, is_right in zip(line, widths, right, strict=True)
+        ]
+        print("  ".join(padded).rstrip())
+
+
+def count(number: int, noun: str) -> str:
+    """`count(1, "row") == "1 row"`, `count(1204, "row") == "1,204 rows"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def cell(value: Any) -> str:
+    """A value as people write it."""
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}"
+        case _:
+            return str(value)
+
+
+def text(data: bytes | None) -> str | None:
+    """UTF-8, or base64 where it is none."""
+    if data is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return f"base64:{base64.b64encode(data).decode()}"
+
+
+def duration(seconds: float) -> str:
+    """`duration(0.0123) == "12 ms"`, `duration(75) == "1 min 15 s"`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds // 60:,.0f} min {seconds % 60:.0f} s"
+
+
+def local_time(ns: int) -> str:
+    """In the reader's zone with the UTC beside it; once where they are the same."""
+    from ledgerstream.events import format_timestamp
+
+    here = time.localtime(ns // 1_000_000_000)
+    utc = format_timestamp(ns // 1_000_000_000 * 1_000_000_000)
+    if here.tm_gmtoff == 0:
+        return utc
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S %Z', here)} ({utc})"
+
+
+class Advance(Protocol):
+    """Called with how much more has been done and, where known, the share of all."""
+
+    def __call__(self, more: int, share: float | None = None) -> None: ...
+
+
+@contextmanager
+def bar(what: str, unit: str) -> Iterator[Advance]:
+    """A progress bar on stderr with rate and time left; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda more, share=None: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[done]:,} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(what, total=None, done=0, unit=unit, rate=0.0)
+        done, began = 0, time.monotonic()
+
+        def advance(more: int, share: float | None = None) -> None:
+            nonlocal done
+            done += more
+            rate = done / max(time.monotonic() - began, 1e-3)
+            progress.update(
+                task,
+                total=None if share is None else 1.0,
+                completed=share or 0,
+                done=done,
+                rate=rate,
+            )
+
+        yield advance

@@ -1,0 +1,172 @@
+"""CSV and Parquet files as rows of an event type, a piece at a time, without Python objects.
+
+A file's column belongs to the field of the same name or alias (`validation_alias`); columns that
+the event does not have are passed over, and optional fields may be absent. Money is read from its
+digits as a decimal, never by way of a float, and a number that is not exact is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+
+from ledgerstream.errors import ConfigError, DecodeError
+from ledgerstream.events import Column, Event
+from ledgerstream.money import MINOR_DIGITS
+
+PIECE_BYTES = 8 * 1024 * 1024  # of CSV text, inflated: about 150,000 payments
+PIECE_ROWS = 131_072  # of Parquet
+
+
+def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
+    """Pieces of the file as rows of `event.dtype()`, each with the share of the file read so far.
+
+    Raises ConfigError for a file that cannot be one of these events, DecodeError for a bad value.
+    """
+    if not path.is_file():
+        raise ConfigError(f"There is no file {path}.")
+    pieces = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path, event)
+    rows_read = 0
+    try:
+        for piece, share in pieces:
+            yield _rows(piece, event, path), share
+            rows_read += len(piece)
+    except pa.ArrowInvalid as error:
+        raise DecodeError(
+            f"{path}, after row {rows_read:,}: {error}.",
+            f"The values must fit the columns of {event.__name__}; "
+            f"the {rows_read:,} rows before are not affected.",
+        ) from error
+
+
+def _read_csv(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, float]]:
+    types = {
+        name: csv_type
+        for column in event.columns().values()
+        if (csv_type := _csv_type(column)) is not None
+        for name in _names(event, column.name)
+    }
+    size = path.stat().st_size
+    with pa.OSFile(str(path)) as file:
+        with _inflated(path, file) as text:
+            reader = pyarrow.csv.open_csv(
+                text,
+                read_options=pyarrow.csv.ReadOptions(block_size=PIECE_BYTES),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+            )
+            for piece in reader:
+                yield piece, file.tell() / size
+
+
+def _inflated(path: Path, file: Any) -> Any:
+    codecs = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+    codec = codecs.get(path.suffix)
+    return pa.CompressedInputStream(file, codec) if codec else file
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        total, rows = max(file.metadata.num_rows, 1), 0
+        for piece in file.iter_batches(PIECE_ROWS):
+            rows += len(piece)
+            yield piece, rows / total
+
+
+def _csv_type(column: Column) -> pa.DataType | None:
+    match column.kind:
+        case "money":
+            return pa.decimal128(18, MINOR_DIGITS[column.currency or ""])
+        case "timestamp":
+            return None  # ISO 8601 or integer nanoseconds: whatever it is
+        case "enum" if column.dtype == np.int16:
+            return pa.string()
+        case "text":
+            return pa.string()
+        case "bool":
+            return pa.bool_()
+        case "float":
+            return pa.float64()
+        case _:
+            return pa.int64()
+
+
+def _names(event: type[Event], field: str) -> list[str]:
+    alias = event.model_fields[field].validation_alias
+    return [field, alias] if isinstance(alias, str) else [field]
+
+
+def _rows(piece: pa.RecordBatch, event: type[Event], path: Path) -> np.ndarray:
+    rows = np.full(len(piece), event.default_row())
+    for column in event.columns().values():
+        name = next((n for n in _names(event, column.name) if n in piece.schema.names), None)
+        if name is not None:
+            rows[column.name] = _values(column, piece.column(name), name)
+        elif not column.optional:
+            raise ConfigError(
+                f"{path} has no column {' or '.join(_names(event, column.name))!r} "
+                f"for {event.__name__}.{column.name}.",
+                f"It has {', '.join(piece.schema.names)}.",
+            )
+    return rows
+
+
+def _values(column: Column, array: pa.Array, name: str) -> np.ndarray:
+    if array.null_count:
+        raise pa.ArrowInvalid(f"column {name!r} has {array.null_count:,} empty values")
+    match column.kind:
+        case "money":
+            return _minor_units(array, MINOR_DIGITS[column.currency or ""])
+        case "timestamp":
+            if pa.types.is_timestamp(array.type):
+                array = array.cast(pa.timestamp("ns", array.type.tz))
+            return _numpy(array.cast(pa.int64()))
+        case "enum" if column.dtype == np.int16:
+            return _codes(column, array, name)
+        case "text":
+            return _texts(column, array, name)
+        case "enum":
+            return _numpy(array.cast(pa.int32()))
+        case "bool":
+            return _numpy(array.cast(pa.bool_()))
+        case _:
+            return _numpy(array.cast(pa.from_numpy_dtype(column.dtype)))
+
+
+def _minor_units(array: pa.Array, digits: int) -> np.ndarray:
+    """Exactly; a Parquet double is taken by its shortest digits, as it would be printed."""
+    if pa.types.is_floating(array.type):
+        array = array.cast(pa.string())
+    elif pa.types.is_integer(array.type):
+        array = array.cast(pa.decimal128(19, 0))
+    exact = array.cast(pa.decimal128(18, digits))
+    halves = np.frombuffer(exact.buffers()[1], "<i8")[::2]  # 18 digits fill the lower half alone
+    return halves[exact.offset : exact.offset + len(exact)]
+
+
+def _codes(column: Column, array: pa.Array, name: str) -> np.ndarray:
+    known = [choice.value for choice in column.choices]
+    codes = pyarrow.compute.index_in(array.cast(pa.string()), pa.array(known))
+    if codes.null_count:
+        raise pa.ArrowInvalid(f"column {name!r} holds other values than {', '.join(known)}")
+    return _numpy(codes)
+
+
+def _texts(column: Column, array: pa.Array, name: str) -> np.ndarray:
+    array = array.cast(pa.string())
+    size = column.dtype.itemsize
+    longest = pyarrow.compute.max(pyarrow.compute.binary_length(array)).as_py() or 0
+    if longest > size:
+        raise pa.ArrowInvalid(f"column {name!r} has {longest} bytes of text where {size} fit")
+    return np.array(array.cast(pa.binary()).to_pylist(), column.dtype)
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    values: np.ndarray = array.to_numpy(zero_copy_only=False)
+    return values

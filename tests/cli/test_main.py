@@ -1,0 +1,92 @@
+"""Help that teaches, exit codes, and what is not loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ledgerstream.broker.settings import Settings
+from tests.cli.conftest import PROGRAM, Shell
+
+COMMANDS = [
+    "broker",
+    "config",
+    "consume",
+    "dead-letters list",
+    "demo",
+    "generate payments",
+    "import",
+    "produce",
+    "run",
+    "topic create",
+    "topic delete",
+    "topic describe",
+    "topic list",
+]
+
+
+def test_help_names_every_command(shell: Shell) -> None:
+    text = shell("--help").stdout
+    assert "ledgerstream demo" in text
+    for command in COMMANDS:
+        assert f" {command.split()[0]} " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example(shell: Shell, command: str) -> None:
+    text = shell(*command.split(), "--help").stdout
+    assert "Example: " in text
+    assert f"ledgerstream {command}" in " ".join(text.replace("│", " ").split())
+
+
+def test_broker_has_an_option_for_each_setting(shell: Shell) -> None:
+    text = shell("broker", "--help").stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize("module", ["ledgerstream.cli.main", "ledgerstream.broker.run"])
+def test_the_command_line_and_the_broker_load_neither_numba_nor_pandas(module: str) -> None:
+    heavy = "'numba', 'pandas', 'pyarrow', 'sqlalchemy', 'asyncpg'"
+    code = f"import sys, {module}; print([m for m in [{heavy}] if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_command_prints_the_help(shell: Shell) -> None:
+    assert "Commands" in shell(code=2).stdout
+
+
+def test_wrong_usage_is_code_2(shell: Shell) -> None:
+    assert "No such command" in shell("fly", code=2).stderr
+    assert "invalid" in shell("topic", "create", "t", "--partitions", "0", code=2).stderr.lower()
+
+
+def test_what_names_no_class_is_a_sentence(shell: Shell) -> None:
+    def said(name: str) -> str:
+        return shell("run", name, "--log", "127.0.0.1:1", code=2).stderr
+
+    assert "does not name a class" in said("processors.fraud")
+    assert "no module 'nowhere'" in said("nowhere:Fraud")
+    assert "has no 'Frod'" in said("processors.fraud:Frod")
+    assert "is not a subclass of Processor" in said("processors.payments:Payment")
+
+
+def test_config_says_where_a_setting_comes_from(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGERSTREAM_PORT", "9393")
+    shown = json.loads(shell("config", "--json").stdout)
+    settings = {row["setting"]: row for row in shown["settings"]}
+    assert (settings["port"]["value"], settings["port"]["from"]) == ("9393", "LEDGERSTREAM_PORT")
+    assert settings["host"]["from"] == "default"
+    assert shown["limits"]["batch_bytes_max"] == 1_048_588
+    assert "1,048,588" in shell("config").stdout
+
+
+def test_a_pipe_that_closes_is_no_error(shell: Shell) -> None:
+    done = subprocess.run(
+        f"{PROGRAM} config | head -1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""

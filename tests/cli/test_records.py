@@ -1,0 +1,99 @@
+"""Records into the log and out of it, as a person at a shell does it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.cli.conftest import Shell
+
+pytestmark = pytest.mark.usefixtures("on_broker")
+
+EVENT = ("--event", "processors.payments:Payment")
+HEADER = "tx_id,event_time,customer_id,terminal_id,amount,is_fraud,fraud_scenario\n"
+LINES = [
+    "0,2018-04-01T00:00:31Z,596,3156,57.16,0,0",
+    "1,2018-04-01T00:02:10Z,4961,3412,81.51,0,0",
+    "2,2018-04-01T00:07:56Z,2,1365,146.00,1,3",
+]
+
+
+@pytest.fixture
+def csv(home: Path) -> Path:
+    path = home / "payments.csv"
+    path.write_text(HEADER + "\n".join(LINES) + "\n")
+    return path
+
+
+def events(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_is_produced_is_consumed(shell: Shell, topic: str) -> None:
+    done = shell("produce", topic, "--separator", ":", input="paris:42\nlyon:40\nno key\n")
+    assert done.stderr == f"3 records went to topic {topic!r}.\n"
+    assert sorted(shell("consume", topic).stdout.splitlines()) == [
+        "lyon\t40",
+        "no key",
+        "paris\t42",
+    ]
+    first, *_ = events(shell("consume", topic, "--json", "--limit", "1").stdout)
+    assert (first["partition"], first["offset"]) == (0, 0)
+    assert shell("consume", topic, "--from", "latest").stdout == ""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_file_is_imported_and_read_back(shell: Shell, csv: Path, suffix: str, topic: str) -> None:
+    path = csv.with_suffix(f".{suffix}")
+    if suffix == "parquet":
+        pd.read_csv(csv, parse_dates=["event_time"]).to_parquet(path)
+    done = shell("import", path.name, "--topic", topic, "--key", "customer", *EVENT)
+    assert done.stderr == f"3 rows of payments.{suffix} went to topic {topic!r}.\n"
+    assert events(shell("consume", topic, *EVENT).stdout)[2] == {
+        "payment_id": 2,
+        "at": "2018-04-01T00:07:56Z",
+        "customer": 2,
+        "terminal": 1365,
+        "amount": "146.00",
+        "is_fraud": True,
+        "scenario": 3,
+    }
+
+
+def test_consumed_events_are_produced_again(shell: Shell, csv: Path, topic: str) -> None:
+    shell("import", csv.name, "--topic", topic, "--key", "customer", *EVENT)
+    lines = shell("consume", topic, *EVENT).stdout
+    shell(
+        "produce", f"{topic}-copies", *EVENT, "--key", "customer", "--encoding", "json", input=lines
+    )
+    assert shell("consume", f"{topic}-copies", *EVENT, "--encoding", "json").stdout == lines
+
+
+def test_a_line_that_is_no_event_names_itself(shell: Shell, topic: str) -> None:
+    done = shell("produce", topic, *EVENT, input='{"payment_id": 1}\n', code=1)
+    assert done.stderr.startswith("ledgerstream: Line 1: The record is not a Payment")
+
+
+def test_topics_are_made_listed_described_and_deleted(shell: Shell, topic: str) -> None:
+    shell("topic", "create", topic, "--partitions", "3", "--config", "retention.ms=1000")
+    listed = json.loads(shell("topic", "list", "--json").stdout)
+    assert {"topic": topic, "partitions": 3, "offsets": 0} in listed
+    assert len(json.loads(shell("topic", "describe", topic, "--json").stdout)["partitions"]) == 3
+    assert "exists" in shell("topic", "create", topic, code=1).stderr
+    shell("topic", "delete", topic)
+    assert topic not in shell("topic", "list").stdout
+    assert "no such topic" in shell("topic", "describe", topic, code=1).stderr
+
+
+def test_generated_payments_keep_to_their_rate(shell: Shell, topic: str) -> None:
+    world = ("--customers", "50", "--terminals", "500", "--days", "3")
+    done = shell("generate", "payments", "--topic", topic, *world, "--rate", "1000")
+    count = int(done.stderr.split()[0])
+    assert len(shell("consume", topic, *EVENT).stdout.splitlines()) == count > 100
+
+
+@pytest.mark.slow
+def test_an_absent_broker_is_a_sentence(shell: Shell) -> None:
+    done = shell("topic", "list", "--log", "127.0.0.1:1", code=1)
+    assert "No broker answers at 127.0.0.1:1" in done.stderr

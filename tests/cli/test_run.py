@@ -1,0 +1,74 @@
+"""`run` until the end, what it leaves, and the demo, small."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import PROGRAM, Shell
+
+pytestmark = pytest.mark.slow  # each starts a broker, and most of them a Postgres
+
+WORLD = ("--customers", "60", "--terminals", "2000", "--days", "20")
+FRAUD = "processors.fraud:Fraud"
+
+
+def test_run_until_end_then_again_from_there(shell: Shell) -> None:
+    written = int(shell("generate", "payments", *WORLD).stderr.replace(",", "").split()[0])
+    first = json.loads(shell("run", FRAUD, "--until-end", "--json").stdout)
+    assert first["events"] == first["rows"]["scored_payment"] == written
+    assert first["position"] == {"0": written}
+    second = json.loads(shell("run", FRAUD, "--until-end", "--json").stdout)
+    assert second["events"] == 0
+    assert second["position"] == {"0": written}
+
+
+def test_a_record_that_is_no_payment_becomes_a_dead_letter(shell: Shell) -> None:
+    shell("generate", "payments", *WORLD)
+    shell("produce", "payments", input="not a payment\n")
+    assert "1 dead letter" in shell("run", FRAUD, "--until-end").stderr
+    (letter,) = json.loads(shell("dead-letters", "list", "--json").stdout)
+    assert letter["processor"] == "Fraud"
+    assert letter["payload"] == "not a payment"
+    assert "Payment" in letter["error"]
+    assert "not a payment" in shell("dead-letters", "list").stdout
+    assert shell("dead-letters", "list", "--processor", "Other").stdout == ""
+
+
+def test_sigterm_stops_a_run_and_nothing_is_lost(home: Path, shell: Shell) -> None:
+    written = int(shell("generate", "payments", *WORLD).stderr.replace(",", "").split()[0])
+    run = subprocess.Popen([PROGRAM, "run", FRAUD, "--json"], cwd=home, stdout=subprocess.PIPE)
+    # Another command finds the broker of the run, and what it writes is processed too.
+    address = home / "ledgerstream-data" / "log" / "address"
+    while not address.exists():
+        assert run.poll() is None
+    shell("generate", "payments", *WORLD, "--seed", "8")
+    run.send_signal(signal.SIGTERM)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 0
+    first = json.loads(out)["events"]
+    second = json.loads(shell("run", FRAUD, "--until-end", "--json").stdout)
+    assert first + second["events"] == second["position"]["0"] > written
+
+
+def test_a_topic_that_is_not_there_is_a_sentence(shell: Shell) -> None:
+    shell("topic", "create", "other")
+    assert "payments" in shell("run", FRAUD, "--until-end", code=1).stderr
+
+
+def test_the_demo_tells_its_story_twice(shell: Shell) -> None:
+    for _ in range(2):
+        told = shell("demo", *WORLD).stdout
+        assert "killed when" in told
+        assert "The same to the last row." in told
+        assert "\x1b[" not in told
+    assert "payments" in shell("topic", "list", "--dir", "ledgerstream-data/demo").stdout
+
+
+def test_the_demo_wipes_nothing_that_it_did_not_make(shell: Shell, home: Path) -> None:
+    (home / "mine").mkdir()
+    (home / "mine" / "thesis.txt").write_text("years of work")
+    assert "no demo made" in shell("demo", *WORLD, "--dir", "mine", code=2).stderr
+    assert (home / "mine" / "thesis.txt").exists()
