@@ -41,9 +41,15 @@ class TransientError(LedgerStreamError):
         self.lost = lost
 
 
+UNKNOWN_SYSTEM = 0
+
+
 @dataclass(frozen=True)
 class Server:
-    """Which database cluster, and which life of it."""
+    """Which database cluster, and which life of it.
+
+    Where our role may not ask, `system_id` is UNKNOWN_SYSTEM and the timeline alone tells.
+    """
 
     system_id: int
     timeline: int
@@ -454,11 +460,12 @@ async def _check_durable(connection: asyncpg.Connection) -> None:
 async def _server(connection: asyncpg.Connection) -> Server:
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
         raise TransientError("this Postgres is a standby: results need the primary.", lost=True)
-    row = await connection.fetchrow(
-        """SELECT system_identifier, pg_walfile_name(pg_current_wal_insert_lsn()) AS wal
-           FROM pg_control_system()"""
-    )
-    return Server(row["system_identifier"], int(row["wal"][:8], 16))
+    wal = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+    try:
+        system_id = await connection.fetchval("SELECT system_identifier FROM pg_control_system()")
+    except asyncpg.InsufficientPrivilegeError:
+        system_id = UNKNOWN_SYSTEM
+    return Server(system_id, int(wal[:8], 16))
 
 
 _TRANSIENT_CLASSES = ("08", "40", "53", "57")

@@ -12,6 +12,8 @@ import dataclasses
 import random
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,7 @@ class Victims:
         self.directory = directory
         self.database = database
         self.port = port
+        self.said = (directory / "worker.log").open("wb")
         self.broker: Broker
         self.worker: asyncio.subprocess.Process
 
@@ -68,15 +71,25 @@ class Victims:
             sys.executable, str(CHILD), self.broker.address, self.database, until,
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(Path.home())},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self.said,
         )  # fmt: skip
+
+    async def wait_for_progress(self) -> None:
+        """Until the worker has committed a step."""
+        assert self.worker.stdout is not None
+        line = await self.worker.stdout.readline()
+        assert line, f"the worker ended by itself: {self.words()}"
+
+    def words(self) -> str:
+        return (self.directory / "worker.log").read_text()[-4_000:]
 
     async def kill_broker(self) -> None:
         await self.broker.kill()
         await self.start_broker()
 
     async def kill_worker(self) -> None:
+        assert self.worker.returncode is None, f"the worker ended by itself: {self.words()}"
         self.worker.kill()
         await self.worker.wait()
         await self.start_worker()
@@ -118,18 +131,25 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not below pytest's own: under root the database is another user, who may not enter there.
+    with tempfile.TemporaryDirectory(prefix="ledgerstream-") as name:
+        yield Path(name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "count"), [(20, 120_000), pytest.param(100, 600_000, marks=pytest.mark.torture)]
 )
-async def test_kills_change_nothing(tmp_path: Path, kills: int, count: int) -> None:
+async def test_kills_change_nothing(directory: Path, kills: int, count: int) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     rows = some_payments(count)
-    with EmbeddedPostgres.start(tmp_path) as server:
+    with EmbeddedPostgres.start(directory) as server:
         disturbed = await created(server, "disturbed")
-        victims = Victims(tmp_path, disturbed, free_port())
+        victims = Victims(directory, disturbed, free_port())
         await victims.start_broker()
         patient = dataclasses.replace(LIMITS, connect_ms_max=60_000)
         async with await Client.connect(victims.broker.address, limits=patient) as client:
@@ -137,7 +157,11 @@ async def test_kills_change_nothing(tmp_path: Path, kills: int, count: int) -> N
             await victims.start_worker()
             for part in np.array_split(rows, kills):
                 writing = asyncio.create_task(write(client, part))
-                await asyncio.sleep(chance.uniform(0, 1.5))  # the random moment
+                if chance.random() < 0.7:
+                    await victims.wait_for_progress()
+                    await asyncio.sleep(chance.uniform(0, 0.2))
+                else:
+                    await asyncio.sleep(chance.uniform(0, 1.5))  # often while it still starts
                 if chance.random() < 0.3:
                     await victims.kill_broker()
                 else:
@@ -146,13 +170,14 @@ async def test_kills_change_nothing(tmp_path: Path, kills: int, count: int) -> N
             victims.worker.terminate()
             await victims.worker.wait()
             await victims.start_worker("end")
-            assert await victims.worker.wait() == 0
+            assert await victims.worker.wait() == 0, victims.words()
 
             found = await client.read("payments", Payment, key="customer")
             np.testing.assert_array_equal(found[0].rows, rows)
             undisturbed = await created(server, "undisturbed")
             await Worker(Fraud, client, undisturbed, until="end").run()
         await victims.broker.stop()
+        victims.said.close()
         print(f"{await claims(disturbed)} claims")
         expected = await outcome(undisturbed)
         assert expected[0][:2] == (count, count)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -14,9 +16,12 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres.start(tmp_path_factory.mktemp("database")) as server:
-        yield server
+def server() -> Iterator[EmbeddedPostgres]:
+    # Not below pytest's own directory: under root the server is another user, and each pytest that
+    # starts closes that directory to others.
+    with tempfile.TemporaryDirectory(prefix="ledgerstream-") as directory:
+        with EmbeddedPostgres.start(Path(directory)) as server:
+            yield server
 
 
 @pytest.fixture
