@@ -150,7 +150,8 @@ class Fetch:
         """What the partition has, and whether it must be read by a thread."""
         replica = _replica(self.node, one)
         if replica is None:
-            return _refused(one, _unknown(self.node, one)), False
+            unknown = _refused(one, _unknown(self.node, one))
+            return unknown._replace(aborted=()), False
         partition = replica.partition
         if error := leader_epoch_error(one.leader_epoch, partition.leader_epoch):
             return _refused(one, error), False

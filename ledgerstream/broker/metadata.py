@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # bit sets of AclOperation, as Kafka answers where nothing is forbidden
 TOPIC_OPERATIONS = sum(1 << bit for bit in (3, 4, 5, 6, 7, 8, 10, 11))
-CLUSTER_OPERATIONS = sum(1 << bit for bit in (5, 7, 8, 9, 10, 11, 12, 13, 14))
+CLUSTER_OPERATIONS = sum(1 << bit for bit in (5, 7, 8, 9, 10, 11, 12))
 NOT_ASKED = -(2**31)
 
 
@@ -31,7 +31,7 @@ async def handle(node: Node, exchange: Exchange) -> None:
     for topic in topics:
         topic["topic_authorized_operations"] = (
             TOPIC_OPERATIONS
-            if with_operations and topic["error_code"] is ErrorCode.none
+            if with_operations and topic["error_code"] is not ErrorCode.unknown_topic_id
             else NOT_ASKED
         )
     asked = getattr(request, "include_cluster_authorized_operations", False)

@@ -94,7 +94,7 @@ def handle(node: Node, exchange: Exchange) -> None:
     waits: list[tuple[Replica, int, int]] = []
     for place, (_, part, replica, found) in enumerate(checked):
         if isinstance(found, Refused):
-            production.results.append(_refused(part.index, found, replica))
+            production.results.append(_refused(part, found, replica))
             continue
         assert replica is not None
         production.results.append(_append(replica, part, found, now_ms, place, waits))
@@ -167,7 +167,7 @@ def _append(
     partition = replica.partition
     verdict = partition.append(part.records, header, now_ms)
     if isinstance(verdict, Refused):
-        return _refused(part.index, verdict, replica)
+        return _refused(part, verdict, replica)
     waits.append((replica, verdict.last_offset + 1, place))
     append_time = -1
     if isinstance(verdict, Appended):
@@ -177,10 +177,26 @@ def _append(
     return Produced(part.index, 0, verdict.base_offset, append_time, partition.log_start_offset)
 
 
-def _refused(index: int, refusal: Refused, replica: Replica | None) -> Produced:
-    log_start = -1
-    if replica is not None and refusal.code is ErrorCode.invalid_record:
-        log_start = replica.partition.log_start_offset
+# refusals that Kafka answers without the log's start
+_WITHOUT_LOG_START = frozenset({
+    ErrorCode.unknown_topic_or_partition, ErrorCode.unknown_topic_id, ErrorCode.corrupt_message,
+    ErrorCode.message_too_large, ErrorCode.record_list_too_large, ErrorCode.kafka_storage_error,
+    ErrorCode.unsupported_compression_type, ErrorCode.invalid_topic_exception,
+})  # fmt: skip
+
+
+def _is_one_batch(data: bytes | None) -> bool:
+    return (
+        data is not None
+        and len(data) >= batches.HEADER_BYTES
+        and batches.parse_header(data).size == len(data)
+    )
+
+
+def _refused(part: Any, refusal: Refused, replica: Replica | None) -> Produced:
+    index, log_start = part.index, -1
+    if replica is not None and refusal.code not in _WITHOUT_LOG_START:
+        log_start = replica.partition.log_start_offset if _is_one_batch(part.records) else -1
     return Produced(index, int(refusal.code.value), -1, -1, log_start, refusal.message or None)
 
 

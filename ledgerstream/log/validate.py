@@ -34,7 +34,7 @@ def check_client_batch(
         return _invalid("A partition's data must be exactly one record batch; this is none.")
     header = parse_header(data)
     if header.magic != 2:
-        return _invalid(f"Record batches are of format 2; this one says {header.magic}.")
+        return _corrupt(f"Record batches are of format 2; this one says {header.magic}.")
     if header.length < HEADER_BYTES - LOG_OVERHEAD_BYTES or header.size > len(data):
         return _corrupt("The batch's length is not that of its bytes.")
     if header.size < len(data):

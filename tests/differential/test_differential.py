@@ -1,0 +1,73 @@
+"""Our broker answers as Apache Kafka 4.3 does; what stays different is explained."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from ledgerstream.broker.embedded import Broker
+from ledgerstream.wire import batches
+from tests.differential.raw import Raw
+from tests.differential.scenarios import SCENARIOS
+from tests.peers.kafka import ApacheKafka
+
+# fields that differ by nature: ids that are drawn, addresses, free text meant for people
+UNEQUAL_BY_NATURE = {
+    "topic_id", "cluster_id", "host", "port", "error_message", "message", "throttle_time",
+    "log_append_time", "controller_id", "broker_id", "node_endpoints", "record_errors",
+}  # fmt: skip
+
+# (scenario, step) → why ours differs
+EXPLAINED: dict[tuple[str, str], str] = {
+    ("produce_malformed_batches", "codec 5"): "UNSUPPORTED_COMPRESSION_TYPE says what is wrong, "
+    "where Kafka fails with UNKNOWN_SERVER_ERROR",
+    **{
+        ("metadata_in_every_version", f"v{version}"): "an automatically created topic is told of "
+        "in the same reply: waiting beats refusing"
+        for version in range(4)
+    },
+}
+
+_numbers = itertools.count()
+
+
+def normal(value: Any) -> Any:
+    """What a client can tell apart."""
+    if isinstance(value, dict):
+        return {k: normal(v) for k, v in value.items() if k not in UNEQUAL_BY_NATURE}
+    if isinstance(value, list):
+        return [normal(item) for item in value]
+    if isinstance(value, UUID):
+        return "uuid"
+    if isinstance(value, bytes):
+        return [
+            (h.base_offset, h.length, h.leader_epoch, h.attributes, h.record_count, h.crc)
+            for _, h in batches.headers(value)
+        ] or re.sub(rb"\x00+$", b"", value).hex()
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_as_apache_kafka(our_broker: Broker, apache_kafka: ApacheKafka, name: str) -> None:
+    topic = f"{name}-{next(_numbers)}"
+    seen = []
+    for address in (our_broker.address, apache_kafka.address):
+        with Raw(address) as raw:
+            seen.append({step: normal(reply) for step, reply in SCENARIOS[name](raw, topic)})
+    ours, theirs = seen
+    assert ours.keys() == theirs.keys()
+    different = {
+        step: {"ours": ours[step], "Kafka": theirs[step]}
+        for step in ours
+        if ours[step] != theirs[step] and (name, step) not in EXPLAINED
+    }
+    assert different == {}
+
+
+def test_what_is_explained_exists() -> None:
+    assert {name for name, _ in EXPLAINED} <= SCENARIOS.keys()
