@@ -1,8 +1,8 @@
 """What the data directory itself holds: recovery points, the marker of a clean stop, names.
 
-`checkpoint` says up to which offset each partition is synced and indexed: what a crash need not
-scan. `clean-stop` says all that is needed to open partitions without looking at them, and is
-removed before the first write.
+`checkpoint` says up to which offset each partition is indexed, which a crash need not scan, and up
+to which it has to be whole. `clean-stop` says all that is needed to open partitions without looking
+at them, and is removed before the first write.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Point(NamedTuple):
     """A partition in the checkpoint file."""
 
     identity: bytes
-    recovery_point: int
+    recovery_point: int  # synced and indexed below: a crash need not look there
+    durable_offset: int  # acknowledged below: must be found again, in a segment or in the journal
     log_start_offset: int
 
 

@@ -1,9 +1,9 @@
 """A partition's state from its files, after a crash or a failed write.
 
 Everything below the recovery point was synced and is believed; from the newest producer snapshot at
-or below it on, batches are read. The first that is torn (length, CRC, offset) is where the log is
-cut; then the journal is asked for what follows. Damage below the recovery point is no torn tail but
-a disk that lies: CorruptError, and the partition does not start.
+or below it on, batches are read. The first that is torn (length, CRC, offset) ends a segment, and
+the journal is asked for what follows. If the log still ends below what had been acknowledged, that
+is no torn tail but a disk that lies: CorruptError, nothing is cut, the partition does not start.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ledgerstream.log.index import (
     parse_time_entry,
 )
 from ledgerstream.log.journal import JournalContents, JournalRow
+from ledgerstream.log.markers import Point
 from ledgerstream.log.partition import State
 from ledgerstream.log.producers import Producers
 from ledgerstream.log.segment import LOG, Segment
@@ -61,27 +62,25 @@ def recover(
     disk: Disk,
     limits: Limits,
     directory: str,
+    point: Point | None = None,
     *,
-    recovery_point: int = 0,
-    log_start_offset: int = 0,
     journaled: Journaled | None = None,
 ) -> State:
     """Read, cut, fill, index and sync one partition. CorruptError, OSError where that fails."""
-    return _Recovery(disk, limits, directory, recovery_point, log_start_offset).run(journaled)
+    return _Recovery(disk, limits, directory, point or Point(b"", 0, 0, 0)).run(journaled)
 
 
 class _Recovery:
-    def __init__(
-        self, disk: Disk, limits: Limits, directory: str, recovery_point: int, log_start: int
-    ) -> None:
+    def __init__(self, disk: Disk, limits: Limits, directory: str, point: Point) -> None:
         self.disk = disk
         self.limits = limits
         self.directory = directory
-        self.recovery_point = recovery_point
-        self.log_start_offset = log_start
+        self.recovery_point = point.recovery_point
+        self.durable_offset = max(point.recovery_point, point.durable_offset)
+        self.log_start_offset = point.log_start_offset
         names = disk.names(directory)
         bases = sorted(int(name.removesuffix(LOG)) for name in names if name.endswith(LOG))
-        self.segments = [Segment(directory, base) for base in bases or [log_start]]
+        self.segments = [Segment(directory, base) for base in bases or [point.log_start_offset]]
         self.snapshots = snapshot_offsets(names)
         self.producers = Producers()
         self.epochs = Epochs()
@@ -95,7 +94,7 @@ class _Recovery:
             self._believe(segment)
         self._load_epochs(start)
         self._scan(at, start, journaled)
-        self._check_synced(self.segments[-1])
+        self._check_whole(self.segments[-1])
         self._finish()
         return State(
             self.segments,
@@ -202,16 +201,14 @@ class _Recovery:
             for header in self._whole_batches(segment, size):
                 self._take(segment, header, start)
             if segment.size < size:
-                self._check_synced(segment)
-                log.warning("torn end cut", file=segment.log.path, to=segment.size, was=size)
-                self.disk.truncate(segment.log, segment.size)
+                log.warning("torn end", file=segment.log.path, good=segment.size, size=size)
                 self.touched[segment] = None
             at += 1
             following = self.segments[at] if at < len(self.segments) else None
             if journaled is not None:
                 self._fill(journaled, segment, following)
             if following is not None and following.base_offset != self.next_offset:
-                self._check_synced(segment)
+                self._check_whole(segment)
                 self._drop(at)
 
     def _whole_batches(self, segment: Segment, size: int) -> Iterator[Header]:
@@ -225,12 +222,18 @@ class _Recovery:
             if not (
                 header.magic == 2
                 and HEADER_BYTES <= header.size <= len(chunk) - at
-                and header.base_offset >= self.next_offset
+                and self._follows(header.base_offset)
                 and header.last_offset_delta >= 0
                 and crc_matches(chunk, at, header)
             ):
                 return
             yield header
+
+    def _follows(self, base_offset: int) -> bool:
+        """Offsets, which no CRC covers, have no gaps but where compaction made them."""
+        return (
+            self.next_offset == base_offset or self.next_offset < base_offset < self.recovery_point
+        )
 
     def _chunk(self, segment: Segment, position: int) -> bytes:
         """Bytes at `position`, at least the whole batch if it is whole."""
@@ -252,13 +255,13 @@ class _Recovery:
             self.epochs.begin(header.leader_epoch, header.base_offset)
         self.touched[segment] = None
 
-    def _check_synced(self, segment: Segment) -> None:
-        """The log ends in this segment: that must not be below what was synced."""
-        if self.next_offset < self.recovery_point:
+    def _check_whole(self, segment: Segment) -> None:
+        """The log ends in this segment. Nothing has been cut yet."""
+        if self.next_offset < self.durable_offset:
             raise CorruptError(
                 f"{segment.log.path} is good up to byte {segment.size:,} (offset "
                 f"{self.next_offset:,}) only, though everything below offset "
-                f"{self.recovery_point:,} had been synced: the disk has lost data.",
+                f"{self.durable_offset:,} had been synced: the disk has lost data.",
                 REMEDY,
             )
 
@@ -296,6 +299,7 @@ class _Recovery:
             segment.written = segment.size
             segment.named = True
         for segment in self.touched:
+            self.disk.truncate(segment.log, segment.size)
             segment.index_time()
             for index, handle in (
                 (segment.offsets, segment.index),

@@ -204,15 +204,14 @@ class Store:
         journals: JournalContents,
         rows: dict[bytes, list[JournalRow]],
     ) -> None:
-        point = points.get(key.identity, Point(key.identity, 0, 0))
+        point = points.get(key.identity, Point(key.identity, 0, 0, 0))
         directory = str(self.directory / key.directory)
         try:
             state = recover(
                 self.disk,
                 self.limits,
                 directory,
-                recovery_point=point.recovery_point,
-                log_start_offset=point.log_start_offset,
+                point,
                 journaled=Journaled(journals, rows.get(key.identity, ())),
             )
         except (CorruptError, OSError) as error:
@@ -339,13 +338,20 @@ class Store:
         elif now_ms >= partition.retry_at_ms:
             partition.retriable = False
             repaired = partial(self._repaired, partition)
-            self._writer.queue.put(Repair(partition, partition.durable, repaired))
+            self._writer.queue.put(
+                Repair(partition, partition.durable, self._point(partition), repaired)
+            )
 
     def _points(self) -> list[Point]:
-        return [
-            Point(partition.identity, partition.recovery_point, partition.log_start_offset)
-            for partition in self._partitions.values()
-        ]
+        return [self._point(partition) for partition in self._partitions.values()]
+
+    def _point(self, partition: Partition) -> Point:
+        return Point(
+            partition.identity,
+            partition.recovery_point,
+            partition.high_watermark if self._sync else partition.recovery_point,
+            partition.log_start_offset,
+        )
 
     # called by the threads; each goes on on the loop
 
@@ -381,6 +387,7 @@ class Store:
                 partition.stop(sentence, retriable=retriable)
                 log.error("partition stopped", partition=str(partition.key), why=sentence)
                 moved.append(partition)
+        self.checkpoint_due = True
         self._on_round(moved)
 
     def _on_loop_repaired(self, partition: Partition, state: State) -> None:

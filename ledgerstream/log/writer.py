@@ -22,7 +22,7 @@ from ledgerstream.log.background import RETRIABLE, Background, Save
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import EPOCHS_NAME
 from ledgerstream.log.journal import Journal, frame_bytes
-from ledgerstream.log.markers import DELETED_SUFFIX, METADATA_NAME, write_metadata
+from ledgerstream.log.markers import DELETED_SUFFIX, METADATA_NAME, Point, write_metadata
 from ledgerstream.log.partition import Durable, Partition, State
 from ledgerstream.log.recovery import recover
 from ledgerstream.log.segment import Segment
@@ -62,6 +62,7 @@ class Repair(NamedTuple):
 
     partition: Partition
     durable: Durable
+    point: Point
     on_repaired: Callable[[State], None]
 
 
@@ -184,9 +185,9 @@ class Writer:
     def _is_for_journal(self, files: int, size: int) -> bool:
         """Many syncs cost more than writing twice, unless there is much to write."""
         limits = self._limits
-        few = files <= limits.round_direct_files_max
-        bytes_max = limits.round_journal_bytes if few else limits.journal_bytes
-        return files > 1 and size <= bytes_max
+        if files > limits.round_direct_files_max:
+            return size <= limits.journal_bytes
+        return files > 1 and size <= limits.round_journal_bytes
 
     def _each(
         self,
@@ -303,7 +304,7 @@ class Writer:
 
     def _repair(self, repair: Repair) -> None:
         """Throw away what is past the durable end, and read the state anew."""
-        partition, durable, on_repaired = repair
+        partition, durable, point, on_repaired = repair
         disk = self._disk
         try:
             if partition.fresh:
@@ -317,13 +318,7 @@ class Writer:
                     for handle in segment.handles:
                         disk.forget(handle)
                         disk.remove(handle.path)
-            state = recover(
-                disk,
-                self._limits,
-                partition.directory,
-                recovery_point=partition.recovery_point,
-                log_start_offset=partition.log_start_offset,
-            )
+            state = recover(disk, self._limits, partition.directory, point)
         except (OSError, CorruptError) as error:
             sentence = f"Partition {partition.key} cannot be repaired: {error}"
             self._on_round([], [Failed(partition, sentence, isinstance(error, OSError))])

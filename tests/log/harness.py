@@ -22,6 +22,7 @@ WAIT_SECONDS = 20
 SMALL = replace(
     LIMITS,
     segment_bytes=64 * KIB,
+    index_interval_bytes=1 * KIB,
     journal_bytes=1 * MIB,
     round_bytes_max=256 * KIB,
     checkpoint_bytes=20 * KIB,
@@ -29,8 +30,10 @@ SMALL = replace(
     round_journal_bytes=8 * KIB,
 )
 DIRECT = replace(SMALL, round_journal_bytes=0, round_direct_files_max=10_000)
-JOURNAL = replace(SMALL, round_direct_files_max=1, round_journal_bytes=1 * MIB)
+JOURNAL = replace(SMALL, round_direct_files_max=0)
 MODES = {"direct": DIRECT, "journal": JOURNAL, "mixed": SMALL}
+
+CONFIG = LogConfig(segment_bytes=SMALL.segment_bytes, index_interval_bytes=1 * KIB)
 
 
 def key_of(index: int = 0, topic: str = "payments", topic_id: uuid.UUID = TOPIC_ID) -> PartitionKey:
@@ -78,7 +81,7 @@ class Running:
         self.store.start(self.calls.put, self.rounds.append, self.fatal.append)
 
     def create(self, index: int = 0, config: LogConfig | None = None) -> Partition:
-        return self.store.create(key_of(index), config or LogConfig(), 1_000)
+        return self.store.create(key_of(index), config or CONFIG, 1_000)
 
     def partition(self, index: int = 0) -> Partition:
         found = self.store.get(key_of(index))

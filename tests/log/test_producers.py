@@ -57,7 +57,7 @@ def test_a_partition_takes_exactly_one_batch_of_format_2() -> None:
     assert check(batch) == parse_header(batch)
     assert check(batch + batch) == ErrorCode.invalid_record
     assert check(b"") == ErrorCode.invalid_record
-    assert check(batch[:16] + b"\x01" + batch[17:]) == ErrorCode.invalid_record
+    assert check(batch[:16] + b"\x01" + batch[17:]) == ErrorCode.corrupt_message
 
 
 def test_zstd_needs_produce_version_7() -> None:
