@@ -7,7 +7,8 @@ import fcntl
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import typer
 
 from ledgerstream.cli import show
-from ledgerstream.errors import ConfigError, LedgerStreamError
+from ledgerstream.errors import ConfigError, DirectoryInUse, LedgerStreamError
 
 if TYPE_CHECKING:
     import asyncpg
@@ -29,6 +30,7 @@ PROCESSOR = "processors.fraud:Fraud"
 TABLES = ("scored_payment", "fraud_alert")
 KILL_FROM = 300_000  # below so many payments there may be one commit: kill as soon as it has begun
 POLL_S = 0.01
+RELEASE_S_MAX = 10.0
 
 
 def demo(
@@ -112,12 +114,15 @@ class _Demo:
     async def score(self, client: Client, database: str) -> dict[str, tuple[int, str]]:
         import asyncpg
 
-        from ledgerstream.cli.run import stream
+        from ledgerstream.cli.live import live
+        from ledgerstream.stream.worker import Worker
         from processors.fraud import Fraud
 
         _act(3, "Fraud: fifteen features, eleven rules and a score for each payment")
         began = time.monotonic()
-        progress = await stream(Fraud, client, database, "end", quiet=True)
+        worker = Worker(Fraud, client, database, until="end", say=_say)
+        async with live(worker.progress):
+            progress = await worker.run()
         seconds = time.monotonic() - began
         _say(
             f"{progress.events:,} payments in {show.duration(seconds)} "
@@ -145,20 +150,17 @@ class _Demo:
         await connection.close()
         connection = await asyncpg.connect(again)
         try:
-            began = time.monotonic()
             with show.bar("second run", "payments") as advance:
                 watch = _Watch(connection, self.truth.payments, advance)
-                worker = await _start_worker(log, again)
-                at = await watch.wait_middle(worker)
-                worker.kill()
-                await worker.wait()
-                worker = await _start_worker(log, again)
-                restarted = time.monotonic()
-                await watch.wait_end(worker)
-            _say(
-                f"killed when {at:,} of {self.truth.payments:,} payments were committed; started "
-                f"again, it finished in {_since(restarted)} ({_since(began)} in all)"
-            )
+                async with _worker(log, again) as worker:
+                    at = await watch.wait_middle(worker)
+                    worker.kill()
+                    await worker.wait()
+                _say(f"killed when {at:,} of {self.truth.payments:,} payments were committed")
+                began = time.monotonic()
+                async with _worker(log, again) as worker:
+                    await watch.wait_end(worker)
+                _say(f"started again, it did the rest in {_since(began)}")
             return await _digests(connection)
         finally:
             await connection.close()
@@ -201,10 +203,10 @@ class _Truth:
 
         alerted = np.isin(np.concatenate(self._ids), [alert["payment_id"] for alert in alerts])
         fraud = np.concatenate(self._frauds)
-        found = int((alerted & fraud).sum())
+        found, frauds = int((alerted & fraud).sum()), int(fraud.sum())
         _say(
-            f"{len(alerts):,} alerts, {found / max(len(alerts), 1):.0%} of them right; "
-            f"{found / max(int(fraud.sum()), 1):.0%} of the {fraud.sum():,} frauds were alerted. "
+            f"{show.count(len(alerts), 'alert')}, {100 * found / max(len(alerts), 1):.0f} % right; "
+            f"{100 * found / max(frauds, 1):.0f} % of {show.count(frauds, 'fraud')} alerted. "
             "Three of them:"
         )
 
@@ -272,13 +274,21 @@ class _Watch:
         return at
 
 
-async def _start_worker(log: str, database: str) -> asyncio.subprocess.Process:
+@asynccontextmanager
+async def _worker(log: str, database: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`ledgerstream run` in a process of its own, which does not outlive the block."""
     arguments = ["run", PROCESSOR, "--until-end", "--log", log, "--database", database]
-    return await asyncio.create_subprocess_exec(
+    worker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ledgerstream.cli.main", *arguments,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    try:
+        yield worker
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+        await worker.wait()
 
 
 async def _failure(worker: asyncio.subprocess.Process) -> LedgerStreamError:
@@ -315,11 +325,28 @@ def _make_anew(directory: Path) -> None:
             )
         for lock in (directory / "postgres" / "keeper.lock", directory / "log" / ".lock"):
             if lock.exists():
-                with lock.open("r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                _wait_released(lock, directory)
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).touch()
+
+
+def _wait_released(lock: Path, directory: Path) -> None:
+    """The processes of a demo that was killed need a moment to end."""
+    deadline = time.monotonic() + RELEASE_S_MAX
+    with lock.open("r+b") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DirectoryInUse(
+                        f"{directory} is in use, by another demo or a command on its results.",
+                        "End it, or give another --dir.",
+                    ) from None
+                time.sleep(POLL_S)
+            else:
+                return
 
 
 def _act(number: int, title: str) -> None:

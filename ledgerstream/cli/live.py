@@ -37,7 +37,9 @@ async def live(progress: Progress) -> AsyncIterator[None]:
             display.update(line())
             await asyncio.sleep(REFRESH_S)
 
-    with Live(line(), console=Console(stderr=True, highlight=False), transient=True) as display:
+    console = Console(stderr=True, highlight=False)
+    aside = sys.stdout.isatty()  # what is printed meanwhile appears above the line
+    with Live(line(), console=console, transient=True, redirect_stdout=aside) as display:
         task = asyncio.create_task(refresh())
         try:
             yield

@@ -146,7 +146,11 @@ def consume(
         left = limit if limit is not None else sys.maxsize
         async with open_log(log, directory) as client:
             async for chunk in chunks(client, topic, start, follow=follow):
-                for line in islice(_print_lines(chunk, kind, encoding, as_json), left):
+                if kind is None:
+                    lines = _raw_lines(chunk, as_json)
+                else:
+                    lines = _event_lines(chunk, kind, encoding, as_json, left)
+                for line in islice(lines, left):
                     print(line)
                     left -= 1
                 sys.stdout.flush()
@@ -181,13 +185,7 @@ def _parse(event: Any, lines: list[bytes], before: int) -> np.ndarray:
     return rows
 
 
-def _print_lines(chunk: Any, event: Any, encoding: str, as_json: bool) -> Iterator[str]:
-    if event is None:
-        return _print_raw(chunk, as_json)
-    return _print_events(chunk, event, encoding, as_json)
-
-
-def _print_raw(chunk: Any, as_json: bool) -> Iterator[str]:
+def _raw_lines(chunk: Any, as_json: bool) -> Iterator[str]:
     for record in _records(chunk):
         key, value = show.text(record.key), show.text(record.value)
         if as_json:
@@ -204,7 +202,9 @@ def _records(chunk: Any) -> Iterator[Any]:
             yield from (r for r in batches.records(chunk.data, at) if r.offset >= chunk.start)
 
 
-def _print_events(chunk: Any, event: Any, encoding: str, as_json: bool) -> Iterator[str]:
+def _event_lines(
+    chunk: Any, event: Any, encoding: str, as_json: bool, at_most: int
+) -> Iterator[str]:
     from ledgerstream.wire.columns import RowCodec
     from ledgerstream.wire.jsonrows import JsonRows
 
@@ -212,7 +212,7 @@ def _print_events(chunk: Any, event: Any, encoding: str, as_json: bool) -> Itera
     decoded = codec.decode(chunk.data, start=chunk.start)
     for bad in decoded.bad:
         show.note(f"{chunk.partition}:{bad.offset}: {bad.reason}")
-    objects = JsonRows(event).encode(decoded.rows)
+    objects = JsonRows(event).encode(decoded.rows[:at_most])
     for i, text in enumerate(objects):
         if as_json:
             place = _place(chunk, int(decoded.offset[i]), int(decoded.timestamp[i]))

@@ -13,8 +13,6 @@ from ledgerstream.cli import options, show
 from ledgerstream.cli.options import Database, Directory, Json, Log
 
 if TYPE_CHECKING:
-    from ledgerstream.client import Client
-    from ledgerstream.stream.processor import Processor
     from ledgerstream.stream.worker import Progress
 
 Until = Literal["end", "restored"]
@@ -52,8 +50,10 @@ def run(
     Results and offsets go to Postgres in one transaction: whatever is killed, and whenever, the
     next run goes on where the last commit ended.
     """
+    from ledgerstream.cli.live import live, summary
     from ledgerstream.cli.session import database_url, open_log, run_async
     from ledgerstream.stream.processor import Processor
+    from ledgerstream.stream.worker import Worker
 
     kind = options.load(processor, Processor)
     if until_end and finish:
@@ -63,38 +63,20 @@ def run(
     async def act() -> Progress:
         with database_url(database, directory) as url:
             async with open_log(log, directory) as client:
-                return await stream(kind, client, url, until, accept_new_code=accept_new_code)
+                worker = Worker(
+                    kind,
+                    client,
+                    url,
+                    until=until,
+                    accept_new_code=accept_new_code,
+                    say=show.note,
+                )
+                worker.stop_on_signals()
+                async with live(worker.progress):
+                    return await worker.run()
 
+    began = time.monotonic()
     progress = run_async(act())
+    show.note(summary(progress, time.monotonic() - began))
     if as_json:
         print(json.dumps(asdict(progress)))
-
-
-async def stream(
-    processor: type[Processor],
-    client: Client,
-    database: str,
-    until: Until | None,
-    *,
-    accept_new_code: bool = False,
-    quiet: bool = False,
-) -> Progress:
-    """Run a worker with the live line; unless quiet, a sentence at the end says what was done."""
-    from ledgerstream.cli.live import live, summary
-    from ledgerstream.stream.worker import Worker
-
-    worker = Worker(
-        processor,
-        client,
-        database,
-        until=until,
-        accept_new_code=accept_new_code,
-        say=show.note,
-    )
-    worker.stop_on_signals()
-    began = time.monotonic()
-    async with live(worker.progress):
-        progress = await worker.run()
-    if not quiet:
-        show.note(summary(progress, time.monotonic() - began))
-    return progress

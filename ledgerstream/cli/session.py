@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -31,7 +32,11 @@ UNKNOWN_TOPIC = "UNKNOWN_TOPIC_OR_PARTITION"
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine to its end; what the rooms below have to say goes to stderr."""
+    """Run a command's coroutine to its end; what the rooms below have to say goes to stderr.
+
+    SIGTERM ends it as Ctrl-C does: what it started is stopped.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

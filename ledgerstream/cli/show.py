@@ -119,6 +119,7 @@ def bar(what: str, unit: str) -> Iterator[Advance]:
         TextColumn("{task.fields[rate]:,.0f}/s"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),
         transient=True,
     ) as progress:
         task = progress.add_task(what, total=None, done=0, unit=unit, rate=0.0)

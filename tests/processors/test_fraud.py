@@ -10,8 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
+import ledgerstream
 from ledgerstream.cli.tabular import read
-from processors.fraud import Fraud, FraudAlert
+from processors.fraud import Fraud, FraudAlert, ScoredPayment
 from processors.payments import Payment, Simulation
 from processors.refit import fit, scored, training_week
 from risk.features import Features
@@ -79,6 +80,22 @@ def test_what_is_stored_needs_one_partition() -> None:
     with pytest.raises(Exception, match="one terminal would be split"):
         Fraud.check_partitions(2)
     assert set(FraudAlert.result_columns()) < set(Payment.columns()) | {"score", "reasons"}
+
+
+@pytest.mark.slow
+def test_the_table_in_postgres_holds_what_process_gave(generated: NDArray) -> None:
+    with ledgerstream.local() as here:
+        here.write("payments", generated)
+        progress = here.run(Fraud)
+        table = here.table(ScoredPayment)
+        alerts = here.table(FraudAlert)
+    assert progress.rows == {"scored_payment": len(table), "fraud_alert": len(alerts)}
+    for name, column in scored(generated).items():
+        stored = table[name].to_numpy("datetime64[ns]" if name == "at" else column.dtype)
+        assert stored.tobytes() == column.tobytes(), name
+    assert alerts["payment_id"].tolist() == (
+        table["payment_id"][table["score"] >= ALERT_SCORE].tolist()
+    )
 
 
 @needs_data
