@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
-from ledgerstream.log.disk import Disk
+from ledgerstream.log.disk import Disk, Handle
 from ledgerstream.log.journal import JournalFile, set_aside
 from ledgerstream.log.markers import Point, write_checkpoint
 from ledgerstream.log.partition import Partition
@@ -48,6 +48,12 @@ class Save(NamedTuple):
     producers: list[ProducerRecord]
     outdated: tuple[int, ...]  # snapshots that this one makes superfluous
     next_segment: Segment | None  # after a roll
+
+    def indexes(self) -> Iterable[tuple[Handle, tuple[int, bytes]]]:
+        return (
+            (self.segment.index, self.offset_index),
+            (self.segment.time_index, self.time_index),
+        )
 
 
 class Background:
@@ -89,7 +95,7 @@ class Background:
         self._released.clear()
         self.queue.put(partial(self._release, full))
 
-    def flush(self, current: JournalFile) -> None:
+    def flush(self, current: JournalFile | None) -> None:
         """Write to the segments what so far only the journal and the memory have."""
         self.queue.put(partial(self._flush, current))
 
@@ -110,15 +116,17 @@ class Background:
             if save.next_segment is not None:
                 disk.sync_directory(partition.directory)
             save.segment.flush(disk)
-            for handle in save.segment.handles:
-                disk.sync(disk.open(handle))
+            disk.sync(disk.open(save.segment.log))
+            for handle, (_, entries) in save.indexes():
+                if entries:
+                    disk.sync(disk.open(handle))
         except OSError as error:
             self._stop(partition, error)
             return
         self._on_checkpoint(save)
 
-    def _flush(self, current: JournalFile) -> None:
-        for segment, partition in list(current.covers.items()):
+    def _flush(self, current: JournalFile | None) -> None:
+        for segment, partition in list(current.covers.items()) if current else ():
             if segment.pending and not partition.broken:
                 try:
                     segment.flush(self._disk)

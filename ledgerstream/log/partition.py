@@ -259,7 +259,7 @@ class Partition:
     def _flush(self) -> None:
         """Let the files have what only the journal and the tail have."""
         for segment in self.segments:
-            if segment.pending:
+            if segment.pending and not self.broken:
                 segment.flush(self.host.disk)
 
     def _end_position(self, source: Source, at: int, end: int) -> int:

@@ -151,6 +151,8 @@ class _Recovery:
         if not times:
             position = 0
         entries = segment.offsets.count_below(position, self._file(segment.index))
+        if (entries, times) != (len(segment.offsets), len(segment.times)):
+            self.touched[segment] = None  # entries of what was never acknowledged, or is read again
         segment.offsets, segment.times = OffsetIndex(entries), TimeIndex(times)
         segment.max_timestamp, segment.max_timestamp_offset = -1, segment.base_offset
         if times:
@@ -311,16 +313,18 @@ class _Recovery:
                 index.written(position + len(entries))
             for handle in segment.handles:
                 self.disk.sync(self.disk.open(handle))
+        self._keep_snapshots()
+        if self.touched:
+            epochs = self.epochs.encode()
+            self.disk.write_file(f"{self.directory}/{EPOCHS_NAME}", epochs, sync=False)
+        self.disk.create(self.segments[-1].log)
+        self.disk.sync_directory(self.directory)
+
+    def _keep_snapshots(self) -> None:
+        """One of the end, one to fall back on; none of what was never acknowledged."""
         if self.touched or self.next_offset not in self.snapshots:
             write_snapshot(self.disk, self.directory, self.next_offset, self.producers.records())
-            known = {offset for offset in self.snapshots if offset < self.next_offset}
-            offsets = [*sorted(known), self.next_offset]
-            remove_snapshots(
-                self.disk, self.directory, {*self.snapshots, *offsets} - {*offsets[-KEPT:]}
-            )
-            self.snapshots = offsets[-KEPT:]
-            self.disk.write_file(
-                f"{self.directory}/{EPOCHS_NAME}", self.epochs.encode(), sync=False
-            )
-            self.disk.create(self.segments[-1].log)
-            self.disk.sync_directory(self.directory)
+        older = [offset for offset in self.snapshots if offset < self.next_offset]
+        kept = [*older, self.next_offset][-KEPT:]
+        remove_snapshots(self.disk, self.directory, {*self.snapshots} - {*kept})
+        self.snapshots = kept

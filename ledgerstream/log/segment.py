@@ -132,7 +132,8 @@ class Segment:
         if self.size == 0:
             return False
         began_ms, time_ms = self.first_timestamp, max_timestamp
-        if began_ms < 0:
+        if began_ms < 0:  # records without a time: count from when we first saw the segment
+            self.created_ms = self.created_ms or now_ms
             began_ms, time_ms = self.created_ms, now_ms
         return (
             self.size + size > config.segment_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Store:
         self._checkpoint_at_ms = 0
         self._expiry_at_ms = 0
         self._flushing = False
-        self._call_soon: Callable[[Callable[[], None]], object] = _at_once
+        self._call_soon: Callable[[Callable[[], None]], object] = _nobody
         self._on_round: Callable[[list[Partition]], None] = _nobody
         self._on_fatal: Callable[[str], None] = _nobody
         self._threads: list[threading.Thread] = []
@@ -129,13 +130,12 @@ class Store:
             for partition in self._partitions.values():
                 if partition.unchecked_bytes and partition.failure is None:
                     self.checkpoint(partition)
-            self._call_soon = _at_once  # the loop may be gone; nothing else runs any more
             writer, background = self._threads
             self._writer.queue.put(None)
             writer.join()
             self._background.queue.put(None)
             background.join()
-        if self.failure is None:
+        if not self._writer.dead:
             self._write_markers()
         self._lock = None
 
@@ -144,7 +144,7 @@ class Store:
         summaries = [
             _summary(partition)
             for partition in self._partitions.values()
-            if partition.failure is None
+            if partition.failure is None and not partition.broken
         ]
         write_clean(self.disk, self.directory, summaries)
 
@@ -356,22 +356,26 @@ class Store:
     # called by the threads; each goes on on the loop
 
     def _round_done(self, done: list[Batch], failed: list[Failed]) -> None:
-        self._call_soon(partial(self._on_loop_round, done, failed))
+        self._post(partial(self._on_loop_round, done, failed))
 
     def _repaired(self, partition: Partition, state: State) -> None:
-        self._call_soon(partial(self._on_loop_repaired, partition, state))
+        self._post(partial(self._on_loop_repaired, partition, state))
 
     def _checkpointed(self, save: Save) -> None:
-        self._call_soon(partial(self._on_loop_checkpointed, save))
+        self._post(partial(self._on_loop_checkpointed, save))
 
     def _flushed(self) -> None:
-        self._call_soon(self._on_loop_flushed)
+        self._post(self._on_loop_flushed)
 
     def _background_failed(self, partition: Partition, sentence: str, retriable: bool) -> None:
         self._round_done([], [Failed(partition, sentence, retriable)])
 
     def _fatal(self, sentence: str) -> None:
-        self._call_soon(partial(self._on_loop_fatal, sentence))
+        self._post(partial(self._on_loop_fatal, sentence))
+
+    def _post(self, act: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
+            self._call_soon(act)
 
     # on the loop
 
@@ -429,10 +433,6 @@ def _summary(partition: Partition) -> PartitionSummary:
         partition.epochs.starts(),
         list(partition.snapshot_offsets),
     )
-
-
-def _at_once(act: Callable[[], None]) -> None:
-    act()
 
 
 def _nobody(_: object) -> None:

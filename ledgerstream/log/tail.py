@@ -98,6 +98,8 @@ class Tail:
         at = bisect_right(bases, offset, lo=self._gone) - 1
         if at < self._gone:
             return None
+        if batches[at].next_offset <= offset:
+            at += 1  # at the end, or where compaction left a gap
         out: list[Buffer] = []
         size = 0
         for batch in islice(batches, at, None):

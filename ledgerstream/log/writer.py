@@ -96,7 +96,7 @@ class Writer:
         self._on_fatal = on_fatal
         self._root_changed = False
         self._saved: list[Save] = []  # in this round: synced behind it, once the data is written
-        self._dead = False
+        self.dead = False
 
     # the thread
 
@@ -113,7 +113,7 @@ class Writer:
     def _round(self) -> bool:
         """Everything that waits; False when that was the last."""
         batches, last = self._collect()
-        if batches and not self._dead:
+        if batches and not self.dead:
             began = time.perf_counter_ns()
             failed: list[Failed] = []
             runs = self._runs(batches)
@@ -122,7 +122,8 @@ class Writer:
             if runs or failed:
                 self._on_round([run[-1] for run in runs.values()], failed)
         for save in self._saved:
-            self._background.checkpoint(save)
+            if not save.partition.broken:
+                self._background.checkpoint(save)
         self._saved.clear()
         if isinstance(last, Repair):
             self._repair(last)
@@ -244,8 +245,8 @@ class Writer:
         return True
 
     def _die(self, sentence: str) -> None:
-        if not self._dead:
-            self._dead = True
+        if not self.dead:
+            self.dead = True
             self._on_fatal(sentence)
 
     def _count(self, runs: dict[Segment, list[Batch]], failed: list[Failed], round_ns: int) -> None:
@@ -281,11 +282,8 @@ class Writer:
         self._guarded(save.partition, partial(self._save, save))
 
     def _save(self, save: Save) -> None:
-        partition, segment, disk = save.partition, save.segment, self._disk
-        for handle, (position, entries) in (
-            (segment.index, save.offset_index),
-            (segment.time_index, save.time_index),
-        ):
+        partition, disk = save.partition, self._disk
+        for handle, (position, entries) in save.indexes():
             disk.write(disk.create(handle), [entries], position)
         write_snapshot(disk, partition.directory, save.offset, save.producers)
         remove_snapshots(disk, partition.directory, save.outdated)
@@ -294,7 +292,7 @@ class Writer:
         self._saved.append(save)
 
     def _guarded(self, partition: Partition, act: Order) -> None:
-        if partition.broken or self._dead:
+        if partition.broken or self.dead:
             return
         try:
             act()
@@ -340,8 +338,7 @@ class Writer:
 
     def flush(self) -> None:
         """Let the second thread write what is in the journal and the memory only."""
-        if self._journal is not None and self._journal.current is not None:
-            self._background.flush(self._journal.current)
+        self._background.flush(self._journal.current if self._journal is not None else None)
 
 
 def _stopped(partition: Partition, error: OSError, retriable: bool) -> Failed:
