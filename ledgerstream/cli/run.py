@@ -50,14 +50,17 @@ def run(
     Results and offsets go to Postgres in one transaction: whatever is killed, and whenever, the
     next run goes on where the last commit ended.
     """
-    from ledgerstream.cli.live import live, summary
-    from ledgerstream.cli.session import database_url, open_log, run_async
-    from ledgerstream.stream.processor import Processor
-    from ledgerstream.stream.worker import Worker
-
-    kind = options.load(processor, Processor)
     if until_end and finish:
         raise typer.BadParameter("give --until-end or --finish, not both", param_hint="--finish")
+
+    from ledgerstream.stream.processor import Processor
+
+    kind = options.load(processor, Processor)
+
+    from ledgerstream.cli.live import live, summary
+    from ledgerstream.cli.session import database_url, open_log, run_async
+    from ledgerstream.stream.worker import Worker
+
     until: Until | None = "end" if until_end else "restored" if finish else None
 
     async def act() -> Progress:

@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from ledgerstream.broker.settings import Settings
+from ledgerstream.cli.options import load
+from ledgerstream.errors import ConfigError
+from ledgerstream.stream.processor import Processor
 from tests.cli.conftest import PROGRAM, Shell
 
 COMMANDS = [
@@ -63,14 +66,26 @@ def test_wrong_usage_is_code_2(shell: Shell) -> None:
     assert "invalid" in shell("topic", "create", "t", "--partitions", "0", code=2).stderr.lower()
 
 
-def test_what_names_no_class_is_a_sentence(shell: Shell) -> None:
-    def said(name: str) -> str:
-        return shell("run", name, "--log", "127.0.0.1:1", code=2).stderr
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("processors.fraud", "does not name a class"),
+        ("nowhere:Fraud", "no module 'nowhere'"),
+        ("processors.fraud:Frod", "has no 'Frod'"),
+        ("processors.payments:Payment", "is not a subclass of Processor"),
+    ],
+)
+def test_what_names_no_processor_is_a_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load(name, Processor)
 
-    assert "does not name a class" in said("processors.fraud")
-    assert "no module 'nowhere'" in said("nowhere:Fraud")
-    assert "has no 'Frod'" in said("processors.fraud:Frod")
-    assert "is not a subclass of Processor" in said("processors.payments:Payment")
+
+def test_an_error_is_its_sentence_and_its_exit_code(shell: Shell) -> None:
+    said = shell("run", "nowhere:Fraud", code=2).stderr
+    assert said == (
+        "ledgerstream: There is no module 'nowhere' here.\n"
+        "  Run this in the directory of nowhere.py, or install its package.\n"
+    )
 
 
 def test_config_says_where_a_setting_comes_from(
