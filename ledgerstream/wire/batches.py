@@ -139,7 +139,9 @@ def compress(codec: int, data: bytes) -> bytes:
         case 2:
             return _xerial(data)
         case 3:
-            return bytes(cramjam.lz4.compress(data))
+            framer = cramjam.lz4.Compressor(block_linked=False)  # Kafka reads no linked blocks
+            framer.compress(data)
+            return bytes(framer.finish())
         case 4:
             return bytes(cramjam.zstd.compress(data, 3))
     raise DecodeError(f"Compression codec {codec} is not one of Kafka's (0 to 4).")
