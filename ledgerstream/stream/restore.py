@@ -15,10 +15,8 @@ from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.sink import Claim, Sink, Source
 from ledgerstream.stream.snapshot import Snapshot, Snapshots
-from ledgerstream.stream.source import Chunk, Decoder, Log
+from ledgerstream.stream.source import OFFSET_OUT_OF_RANGE, Chunk, Decoder, Log
 from ledgerstream.stream.threads import Compute
-
-OFFSET_OUT_OF_RANGE = 1
 
 
 @dataclass(frozen=True)

@@ -16,30 +16,13 @@ from dataclasses import dataclass, replace
 
 import asyncpg
 
-from ledgerstream.errors import (
-    ConfigError,
-    LedgerStreamError,
-    Overtaken,
-    StoppedPartition,
-)
+from ledgerstream.errors import ConfigError, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import schema
+from ledgerstream.stream.faults import TransientError, classified, overtaken
 from ledgerstream.stream.machine import Piece, clip
 from ledgerstream.stream.pgcopy import HEADER, TRAILER
 from ledgerstream.stream.tables import Table
-
-
-class DataError(LedgerStreamError):
-    """Postgres refuses the rows themselves: bisect, and dead-letter the one at fault."""
-
-
-class TransientError(LedgerStreamError):
-    """Not now. `lost`: the connection is gone, so claim again before anything else."""
-
-    def __init__(self, sentence: str, *, lost: bool) -> None:
-        super().__init__(sentence)
-        self.lost = lost
-
 
 UNKNOWN_SYSTEM = 0
 
@@ -138,7 +121,7 @@ class Sink:
         self.owner = uuid.uuid4()
         self.claims: dict[int, Claim] = {}
         self.epochs: dict[int, int] = {}  # owner epochs of all claims made here, also when it broke
-        self._processor = processor
+        self.processor = processor
         self._rule_version = rule_version
         self._code_version = code_version
         self._source: Source | None = None
@@ -203,7 +186,7 @@ class Sink:
                 if held is not None:
                     wanted = [each for each in wanted if epochs[each] <= held[each]]
                 rows = await self.connection.fetch(
-                    _CLAIM, self._processor, source.name, wanted, self.owner,
+                    _CLAIM, self.processor, source.name, wanted, self.owner,
                     self.server.system_id, self.server.timeline,
                 )  # fmt: skip
         except BaseException as error:
@@ -255,7 +238,7 @@ class Sink:
             lost = await self._move(pieces)
             if lost:
                 await self.connection.execute("ROLLBACK")
-                raise overtaken(self._processor, self._source.name, lost)
+                raise overtaken(self.processor, self._source.name, lost)
             if await self.connection.execute("COMMIT") != "COMMIT":
                 raise TransientError("Postgres rolled the step back.", lost=False)
         except BaseException as error:
@@ -277,7 +260,7 @@ class Sink:
         try:
             for partition in sorted(self.claims):
                 await self.connection.execute(
-                    _MERGE_AUDIT, self._processor, self._source.name, partition,
+                    _MERGE_AUDIT, self.processor, self._source.name, partition,
                     LIMITS.audit_rows_kept,
                 )  # fmt: skip
         except BaseException as error:
@@ -291,7 +274,7 @@ class Sink:
                 """INSERT INTO ls_code_changes (processor, topic, partition, first_offset,
                        next_offset, old_code_version, new_code_version)
                    VALUES ($1, $2, $3, $4, $5, $6, $7)""",
-                self._processor, self._source.name, claim.partition, first_offset,
+                self.processor, self._source.name, claim.partition, first_offset,
                 claim.next_offset, claim.code_version, self._code_version,
             )  # fmt: skip
         except BaseException as error:
@@ -303,16 +286,11 @@ class Sink:
             rows = await self.connection.fetch(
                 """SELECT "offset" FROM ls_dead_letters WHERE topic_id = $1 AND partition = $2
                    AND processor = $3 AND "offset" >= $4 AND "offset" < $5""",
-                source.topic_id, partition, self._processor, start, stop,
+                source.topic_id, partition, self.processor, start, stop,
             )  # fmt: skip
         except BaseException as error:
             raise classified(error) from error
         return {row["offset"] for row in rows}
-
-    def drop(self, partition: int) -> None:
-        """Commit nothing for it any more."""
-        self.claims.pop(partition, None)
-        self.epochs.pop(partition, None)
 
     async def close(self) -> None:
         """Give the connection back; claims made on it are over."""
@@ -336,7 +314,7 @@ class Sink:
                SELECT $1, $2, n.partition, $3, n.start, n.start
                  FROM unnest($4::int[], $5::bigint[]) AS n(partition, start)
                ON CONFLICT DO NOTHING""",
-            self._processor, source.name, source.topic_id,
+            self.processor, source.name, source.topic_id,
             list(partitions), [starts[each] for each in partitions],
         )  # fmt: skip
 
@@ -347,14 +325,14 @@ class Sink:
                  FROM ls_progress
                WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
                ORDER BY partition FOR UPDATE""",
-            self._processor, source.name, list(partitions),
+            self.processor, source.name, list(partitions),
         )  # fmt: skip
         for row in rows:
             where = f"{source.name}-{row['partition']} stopped at offset {row['next_offset']:,}."
             if row["topic_id"] != source.topic_id:
                 raise StoppedPartition(
                     f"{where}\n  Topic {source.name!r} was deleted and created again: its events "
-                    f"are not the ones that {self._processor} has counted.",
+                    f"are not the ones that {self.processor} has counted.",
                     "Give the processor another name to begin anew, or bring the old topic back.",
                 )
             older = (row["timeline"] or 0) > self.server.timeline
@@ -386,7 +364,7 @@ class Sink:
         if not dead:
             return
         await self.connection.execute(
-            _BURY, self._source.topic_id, self._processor, self._source.name,
+            _BURY, self._source.topic_id, self.processor, self._source.name,
             [partition for partition, _ in dead],
             [letter.offset for _, letter in dead],
             [letter.timestamp_ms for _, letter in dead],
@@ -399,7 +377,7 @@ class Sink:
         """Compare and set all offsets; the partitions that are no longer ours."""
         assert self._source is not None
         moved = await self.connection.fetch(
-            _MOVE, self._processor, self._source.name, self.owner,
+            _MOVE, self.processor, self._source.name, self.owner,
             [piece.partition for piece in pieces],
             [piece.start for piece in pieces],
             [piece.stop for piece in pieces],
@@ -426,16 +404,6 @@ class Sink:
                 self.abandon()
                 return TransientError(f"the connection to Postgres broke: {error}", lost=True)
         return known
-
-
-def overtaken(processor: str, topic: str, partitions: set[int]) -> Overtaken:
-    """The error that names the partitions another worker now has."""
-    names = ", ".join(f"{topic}-{each}" for each in sorted(partitions))
-    error = Overtaken(
-        f"another worker of {processor} has taken over {names}; nothing of this step was committed."
-    )
-    error.partitions = frozenset(partitions)
-    return error
 
 
 async def _chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
@@ -466,37 +434,3 @@ async def _server(connection: asyncpg.Connection) -> Server:
     except asyncpg.InsufficientPrivilegeError:
         system_id = UNKNOWN_SYSTEM
     return Server(system_id, int(wal[:8], 16))
-
-
-_TRANSIENT_CLASSES = ("08", "40", "53", "57")
-_TRANSIENT_STATES = frozenset(
-    {
-        "25006",  # read-only: a standby, or a primary that is going down
-        "25P02",  # in a failed transaction: what failed it came before
-        "25P03",  # idle in transaction for too long
-        "25P04",  # transaction timeout
-        "55P03",  # lock not available in time
-        "55006",  # object in use
-        "58030",  # I/O error
-    }
-)
-
-
-def classified(error: BaseException) -> BaseException:
-    """Data, transient, or what it was: classes of exactly-once part 3."""
-    if isinstance(error, (LedgerStreamError, asyncio.CancelledError)):
-        return error
-    if isinstance(error, asyncpg.PostgresError):
-        state = str(error.sqlstate or "")
-        if state[:2] in ("22", "23"):
-            return DataError(f"{error} ({state})")
-        if state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT_STATES:
-            lost = state[:2] == "08" or state[:3] == "57P" or state in ("25P03", "25P04")
-            return TransientError(f"{error} ({state})", lost=lost)
-        unknown: BaseException = error
-        return unknown
-    if isinstance(error, (OSError, TimeoutError, asyncpg.InterfaceError, EOFError)):
-        return TransientError(
-            f"the connection to Postgres broke: {error or type(error).__name__}", lost=True
-        )
-    return error

@@ -17,7 +17,8 @@ import numpy as np
 
 from ledgerstream.errors import StoppedPartition
 from ledgerstream.limits import LIMITS
-from ledgerstream.stream.sink import Claim, Source, classified
+from ledgerstream.stream.faults import classified
+from ledgerstream.stream.sink import Claim, Source
 from ledgerstream.stream.state import ArenaSpec, Dump, KeyedSpec, State
 
 Specs = Mapping[str, KeyedSpec | ArenaSpec]

@@ -65,6 +65,7 @@ class Log(Protocol):
 
 
 EARLIEST, LATEST = -2, -1  # Kafka's timestamps for ListOffsets
+OFFSET_OUT_OF_RANGE = 1  # Kafka's error: the log no longer has the offset
 
 
 class Decoder:

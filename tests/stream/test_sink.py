@@ -11,8 +11,10 @@ import pytest
 from ledgerstream.errors import ConfigError, Overtaken, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import sink as sink_module
+from ledgerstream.stream.faults import DataError, TransientError
 from ledgerstream.stream.machine import Machine
-from ledgerstream.stream.sink import DataError, Sink, Source, TransientError
+from ledgerstream.stream.postgres import EmbeddedPostgres
+from ledgerstream.stream.sink import Sink, Source
 from tests.stream.spending import SOURCE, Spending, given, payments
 
 STARTS = {0: 0, 1: 0}
@@ -115,6 +117,11 @@ async def test_a_database_that_may_forget_commits_is_refused(database: str) -> N
     await connection.close()
     with pytest.raises(ConfigError, match="synchronous_commit"):
         await Sink.connect(database, Spending.name)
+
+
+async def test_a_database_that_is_not_there_is_said(server: EmbeddedPostgres) -> None:
+    with pytest.raises(ConfigError, match='database "absent" does not exist'):
+        await Sink.connect(server.url.replace("/ledgerstream?", "/absent?"), Spending.name)
 
 
 async def test_a_constraint_of_the_users_is_a_data_error(database: str) -> None:

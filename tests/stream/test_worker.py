@@ -13,6 +13,7 @@ import pytest
 
 from ledgerstream.errors import ConfigError, Overtaken, StoppedPartition
 from ledgerstream.limits import LIMITS
+from ledgerstream.stream import snapshotter, streaming
 from ledgerstream.stream import worker as worker_module
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.processor import Keyed, Processor, Sliding, State, Topic
@@ -34,7 +35,7 @@ def log_of(rows: np.ndarray, partitions: int = 1) -> MemoryLog:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several commits a run, however fast things are computed."""
-    monkeypatch.setattr(worker_module, "LIMITS", dataclasses.replace(LIMITS, step_rows_max=300))
+    monkeypatch.setattr(streaming, "LIMITS", dataclasses.replace(LIMITS, step_rows_max=300))
 
 
 async def fetch(database: str, query: str) -> list[tuple[Any, ...]]:
@@ -206,10 +207,8 @@ async def test_a_crash_loses_the_memory_and_nothing_else(
 ) -> None:
     for snapshots in (False, True):
         if snapshots:
-            often = dataclasses.replace(
-                worker_module.LIMITS, replay_ms_target=0, snapshot_share_max=0.99
-            )
-            monkeypatch.setattr(worker_module, "LIMITS", often)
+            often = dataclasses.replace(LIMITS, replay_ms_target=0, snapshot_share_max=0.99)
+            monkeypatch.setattr(snapshotter, "LIMITS", often)
         log = log_of(payments(4_000), 2)
         done = asyncio.Event()
         limit = 3

@@ -1,0 +1,87 @@
+"""Commits that are seen through: retried with the same bytes, and settled when in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from ledgerstream.stream.faults import Reload, TransientError, overtaken
+from ledgerstream.stream.machine import Piece
+from ledgerstream.stream.partitions import Partitions
+from ledgerstream.stream.retries import pauses, retried
+from ledgerstream.stream.sink import Claim, Sink, Source
+
+log = structlog.get_logger()
+
+
+class Committer:
+    """The sink of a session; another one takes its place when its connection breaks."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        connect: Callable[[], Awaitable[Sink]],
+        source: Source,
+        partitions: Partitions,
+        stopping: asyncio.Event,
+    ) -> None:
+        self.sink = sink
+        self._connect = connect
+        self._source = source
+        self._partitions = partitions
+        self._stopping = stopping
+
+    async def commit(self, pieces: Sequence[Piece]) -> None:
+        """Commit one piece a partition, however often it takes.
+
+        Raises Overtaken, DataError and Reload, and TransientError only when told to stop.
+        """
+        for pause in pauses():
+            try:
+                await self.sink.commit(pieces)
+                return
+            except TransientError as error:
+                if self._stopping.is_set():
+                    raise
+                log.warning("commit retried", error=str(error))
+                await asyncio.sleep(pause)
+                if error.lost and await self._claim_again(pieces):
+                    return
+
+    async def _claim_again(self, pieces: Sequence[Piece]) -> bool:
+        """Settle a commit in doubt: a new connection, a new claim, and its word on the step.
+
+        True if the step was committed. Raises Reload where Postgres is not what it was, or others
+        have claimed some partitions since; Overtaken if they have claimed all.
+        """
+        before = self.sink
+        active = self._partitions.active
+        held = {number: before.epochs[number] for number in active}
+
+        async def claim() -> dict[int, Claim]:
+            self.sink = await self._connect()
+            if self.sink.server != before.server:
+                raise Reload("this is another database server, or another life of it.")
+            try:
+                return await self.sink.claim(self._source, held, dict.fromkeys(held, 0), held)
+            except BaseException:
+                self.sink.abandon()
+                raise
+
+        claims = await retried(claim, self._stopping)
+        lost = held.keys() - claims.keys()
+        if lost:
+            self._partitions.leave(lost)
+            if not active:
+                raise overtaken(self.sink.processor, self._source.name, set(lost))
+            raise Reload(f"another worker has claimed partitions {sorted(lost)}.")
+        starts = {number: each.committed for number, each in active.items()}
+        stops = starts | {piece.partition: piece.stop for piece in pieces}
+        found = {number: claim.next_offset for number, claim in claims.items()}
+        if found == starts:
+            return False
+        if found == stops:
+            return True
+        raise Reload(f"offsets are {found}, neither {starts} nor {stops}.")

@@ -1,0 +1,91 @@
+"""The partitions that a worker has under way, and those that stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+import structlog
+
+from ledgerstream.errors import Overtaken, StoppedPartition
+from ledgerstream.stream.faults import Reload, TransientError
+from ledgerstream.stream.machine import Machine, Piece
+
+log = structlog.get_logger()
+
+
+class Partition:
+    """One partition under way: `committed` ≤ `machine.position`, the pieces between them computed.
+
+    snapshot_at:  the offset of its newest snapshot, or where its replay began.
+    compute_s:    spent on events since then, which is what a replay would take.
+    log_end:      the last stable offset, as last seen.
+    """
+
+    def __init__(self, machine: Machine, snapshot_at: int, compute_s: float) -> None:
+        self.machine = machine
+        self.committed = machine.position
+        self.snapshot_at = snapshot_at
+        self.compute_s = compute_s
+        self.log_end = machine.position
+
+    def settle(self, piece: Piece) -> None:
+        """The oldest piece is committed."""
+        for _ in piece.inputs:
+            self.machine.forget()
+        self.committed = piece.stop
+
+    def undo(self) -> None:
+        """Back to what is committed."""
+        while self.machine.state.frames:
+            self.machine.rollback()
+        assert self.machine.position == self.committed
+
+
+class Partitions:
+    """By number. `assigned` are ours to work on; `active` have their state in memory."""
+
+    def __init__(self, topic: str, assigned: Iterable[int]) -> None:
+        self.topic = topic
+        self.assigned = list(assigned)
+        self.active: dict[int, Partition] = {}
+        self.stopped: dict[int, Exception] = {}
+
+    @property
+    def startable(self) -> list[int]:
+        return [number for number in self.assigned if number not in self.stopped]
+
+    def leave(self, numbers: Iterable[int]) -> None:
+        """Others have them: forget them, and do not claim them again."""
+        gone = set(numbers)
+        self.assigned = [number for number in self.assigned if number not in gone]
+        for number in gone:
+            self.active.pop(number, None)
+
+    def stop(self, number: int, error: Exception) -> None:
+        """This one goes no further; the others do."""
+        log.error("partition stopped", topic=self.topic, partition=number, why=str(error))
+        self.stopped[number] = error
+        self.active.pop(number, None)
+
+    def of(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The pieces whose partitions are still active."""
+        return [piece for piece in pieces if piece.partition in self.active]
+
+    async def guard(self, number: int, work: Awaitable[Any]) -> None:
+        """Do something for one partition; an error that nobody knows stops it, and it alone."""
+        try:
+            await work
+        except (Reload, TransientError, Overtaken):
+            raise
+        except StoppedPartition as error:
+            self.stop(number, error)
+        except Exception as error:  # noqa: BLE001 - the one supervisor
+            committed = self.active[number].committed
+            stopped = StoppedPartition(
+                f"{self.topic}-{number} stopped at offset {committed:,}.\n"
+                f"  {type(error).__name__}: {error}",
+                "Nothing of the step was committed: correct the cause and start again.",
+            )
+            stopped.__cause__ = error
+            self.stop(number, stopped)

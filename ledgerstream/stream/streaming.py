@@ -1,0 +1,259 @@
+"""The stream itself: fetch, compute and commit, overlapped.
+
+While one step commits, the next chunk is computed and the one after it fetched; what is computed
+meanwhile is joined into the next step. Commits stay in order on one connection. A step that fails
+undoes what was computed after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import structlog
+
+from ledgerstream.errors import DeliveryTimeout, KafkaError, Overtaken, StoppedPartition
+from ledgerstream.limits import LIMITS
+from ledgerstream.stream.committer import Committer
+from ledgerstream.stream.faults import DataError, Reload, TransientError
+from ledgerstream.stream.machine import Input, Piece, join
+from ledgerstream.stream.partitions import Partitions
+from ledgerstream.stream.snapshotter import Snapshotter
+from ledgerstream.stream.source import OFFSET_OUT_OF_RANGE, Chunk, Decoder, Log, Reader
+from ledgerstream.stream.threads import Compute
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Stream:
+    """Moves partitions forward until `stopping`, or until each has reached its end in `ends`.
+
+    on_commit: told of each committed step and how many seconds its commit took.
+    starts:    asks the log where each partition begins now.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        decoder: Decoder,
+        partitions: Partitions,
+        compute: Compute,
+        committer: Committer,
+        snapshotter: Snapshotter,
+        stopping: asyncio.Event,
+        ends: Mapping[int, int] | None,
+        on_commit: Callable[[Sequence[Piece], float], None],
+        starts: Callable[[], Awaitable[Mapping[int, int]]],
+    ) -> None:
+        self._log = log
+        self._decoder = decoder
+        self._partitions = partitions
+        self._compute = compute
+        self._committer = committer
+        self._snapshotter = snapshotter
+        self._stopping = stopping
+        self._ends = ends
+        self._on_commit = on_commit
+        self._starts = starts
+        self._reader: Reader | None = None
+        self._reading: set[int] = set()
+        self._fetch: asyncio.Task[Chunk | None] | None = None
+        self._commit: asyncio.Task[float] | None = None
+        self._waiting: list[Piece] = []  # computed, in order
+        self._sent: list[Piece] = []  # being committed, one a partition
+
+    async def run(self) -> None:
+        """Returns with everything computed also committed. Raises Overtaken and Reload."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while True:
+                await self._assign()
+                if draining := stopping.done() or self._at_end():
+                    await cancelled(self._fetch)
+                    self._fetch = None
+                else:
+                    self._fetch_ahead()
+                if self._commit is None and self._waiting:
+                    self._sent, self._waiting = joined(self._waiting), []
+                    self._commit = asyncio.create_task(self._timed_commit(self._sent))
+                busy = {each for each in (self._fetch, self._commit) if each is not None}
+                if not busy:
+                    return
+                await asyncio.wait(
+                    busy if draining else {*busy, stopping}, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._commit is not None and self._commit.done():
+                    done, self._commit = self._commit, None
+                    await self._settle(done)
+                if self._fetch is not None and self._fetch.done():
+                    fetched, self._fetch = self._fetch, None
+                    chunk = await self._chunk_of(fetched)
+                    if chunk is not None and chunk.partition in self._partitions.active:
+                        self._fetch_ahead()
+                        await self._process(chunk)
+        finally:
+            stopping.cancel()
+            await cancelled(self._fetch)
+            await cancelled(self._commit)
+            if self._reader is not None:
+                await self._reader.close()
+
+    # -- fetch
+
+    async def _assign(self) -> None:
+        """Read the partitions that are active, and no others."""
+        active = self._partitions.active
+        if self._reading == active.keys():
+            return
+        await cancelled(self._fetch)
+        self._fetch = None
+        if self._reader is not None:
+            await self._reader.close()
+        self._reading = set(active)
+        positions = {number: each.machine.position for number, each in active.items()}
+        self._reader = self._log.reader(self._partitions.topic, positions) if positions else None
+
+    def _at_end(self) -> bool:
+        return self._ends is not None and all(
+            each.machine.position >= self._ends[number]
+            for number, each in self._partitions.active.items()
+        )
+
+    def _fetch_ahead(self) -> None:
+        """Ask for the next chunk, unless enough is waiting to be committed."""
+        events = sum(piece.events for piece in self._waiting)
+        size = sum(piece.bytes for piece in self._waiting)
+        full = events >= LIMITS.step_rows_max or size >= LIMITS.step_bytes_max
+        if self._fetch is None and self._reader is not None and not full:
+            self._fetch = asyncio.create_task(_next(self._reader))
+
+    async def _chunk_of(self, fetch: asyncio.Task[Chunk | None]) -> Chunk | None:
+        try:
+            return fetch.result()
+        except (KafkaError, DeliveryTimeout) as error:
+            if isinstance(error, KafkaError) and error.code == OFFSET_OUT_OF_RANGE:
+                await self._stop_outrun()
+                return None
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise
+            log.warning("log not there", error=str(error))
+            await asyncio.sleep(LIMITS.retry_ms_max / 1_000)
+            return None
+
+    async def _stop_outrun(self) -> None:
+        """Stop the partitions whose next events retention has removed."""
+        starts = await self._starts()
+        for number, each in list(self._partitions.active.items()):
+            gone = starts[number] - each.machine.position
+            if gone > 0:
+                error = StoppedPartition(
+                    f"{self._partitions.topic}-{number} stopped at offset {each.committed:,}.\n"
+                    f"  The log begins at {starts[number]:,}: retention removed {gone:,} events "
+                    "before they were processed.",
+                    "Restore them, or give the processor another name and let it begin anew.",
+                )
+                self._partitions.stop(number, error)
+
+    # -- compute
+
+    async def _process(self, chunk: Chunk) -> None:
+        partition = self._partitions.active[chunk.partition]
+        partition.log_end = chunk.end_offset
+
+        def compute() -> None:
+            began = time.perf_counter()
+            try:
+                for given in self._decoder.decode(chunk):
+                    self._waiting.append(partition.machine.step(given))
+            finally:
+                partition.compute_s += time.perf_counter() - began
+
+        await self._partitions.guard(chunk.partition, self._compute(compute))
+
+    # -- commit
+
+    async def _timed_commit(self, pieces: Sequence[Piece]) -> float:
+        began = time.perf_counter()
+        await self._committer.commit(pieces)
+        return time.perf_counter() - began
+
+    async def _settle(self, commit: asyncio.Task[float]) -> None:
+        """Take note of how a commit ended."""
+        sent, self._sent = self._sent, []
+        error = commit.exception()
+        if error is None:
+            self._note(sent, commit.result())
+        elif isinstance(error, Overtaken):
+            self._partitions.leave(error.partitions)
+            if not self._partitions.active:
+                raise error
+            log.warning("overtaken", error=str(error))
+            self._waiting = self._partitions.of([*sent, *self._waiting])
+        elif isinstance(error, (Reload, TransientError)) or not isinstance(error, Exception):
+            raise error
+        else:
+            await self._commit_apart(sent)
+
+    async def _commit_apart(self, sent: Sequence[Piece]) -> None:
+        """A step failed for its rows, or for a reason that we do not know: undo what is computed,
+        commit each input of the step alone, and compute again what came after it."""
+        await self._snapshotter.cancel()
+        late = [given for piece in self._waiting for given in piece.inputs]
+        self._waiting = []
+        for partition in self._partitions.active.values():
+            await self._compute(partition.undo)
+        for given in [given for piece in sent for given in piece.inputs]:
+            if given.partition in self._partitions.active:
+                await self._partitions.guard(given.partition, self._bisect(given))
+        for given in late:
+            if given.partition in self._partitions.active:
+                await self._partitions.guard(given.partition, self._step(given))
+
+    async def _step(self, given: Input) -> None:
+        machine = self._partitions.active[given.partition].machine
+        self._waiting.append(await self._compute(machine.step, given))
+
+    async def _bisect(self, given: Input) -> None:
+        """Commit one input, or its halves, down to the one event at fault: a dead letter."""
+        machine = self._partitions.active[given.partition].machine
+        piece = await self._compute(machine.step, given)
+        try:
+            self._note([piece], await self._timed_commit([piece]))
+        except DataError as error:
+            await self._compute(machine.rollback)
+            if len(given.batch) == 0:
+                raise
+            if len(given.batch) == 1:
+                await self._bisect(given.without([0], str(error.args[0])))
+                return
+            for half in given.split():
+                await self._bisect(half)
+
+    def _note(self, pieces: Sequence[Piece], seconds: float) -> None:
+        """Pieces are committed."""
+        for piece in pieces:
+            self._partitions.active[piece.partition].settle(piece)
+        self._snapshotter.note_commit()
+        self._on_commit(pieces, seconds)
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """One piece a partition."""
+    by_partition: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_partition.setdefault(piece.partition, []).append(piece)
+    return [join(some) for some in by_partition.values()]
+
+
+async def _next(reader: Reader) -> Chunk | None:
+    return await reader.next()
+
+
+async def cancelled(task: asyncio.Task[T] | None) -> None:
+    """End a task and wait for it; what it raises is of no interest any more."""
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
