@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ledgerstream.limits import KIB
+from ledgerstream.log.disk import Disk
+from ledgerstream.log.journal import PAGE_BYTES, Journal, JournalContents, frame_bytes
+from ledgerstream.log.tail import Batch, placed
+from ledgerstream.wire.batches import parse_header, placed_prefix
+from tests.log.harness import batch_of, key_of
+
+IDENTITY = key_of().identity
+
+
+def placed_batch(base_offset: int, size: int = 50, identity: bytes = IDENTITY) -> Batch:
+    raw = batch_of(3, value=bytes(size))
+    header = parse_header(raw)
+    partition: Any = SimpleNamespace(identity=identity)
+    segment: Any = object()
+    buffers = placed(placed_prefix(base_offset, header.length, 0), raw)
+    return Batch(partition, segment, 0, base_offset, base_offset + 3, header.size, buffers)
+
+
+def frame_of(*batches: Batch) -> int:
+    return frame_bytes(len(batches), sum(batch.size for batch in batches))
+
+
+def journal_in(directory: Path, generation: int = 0) -> Journal:
+    journal = Journal(Disk(), directory, 64 * KIB, generation)
+    assert journal.turn() is None
+    return journal
+
+
+def offsets_in(directory: Path, identity: bytes = IDENTITY) -> list[int]:
+    contents = JournalContents(Disk(), directory)
+    rows = contents.rows().get(identity, [])
+    return [row.base_offset for row in rows if contents.batch(row) is not None]
+
+
+def test_what_was_written_is_found_by_partition(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    other = uuid.UUID(int=9).bytes + bytes(4)
+    journal.write([placed_batch(0), placed_batch(0, identity=other), placed_batch(3, 20_000)])
+    journal.write([placed_batch(6)])
+    assert offsets_in(tmp_path) == [0, 3, 6]
+    assert offsets_in(tmp_path, other) == [0]
+
+
+def test_frames_begin_on_pages_of_their_own(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    assert journal.current is not None
+    for size in (0, 100, 5_000):
+        batch = placed_batch(0, size)
+        before = journal.current.position
+        journal.write([batch])
+        assert journal.current.position - before == frame_of(batch)
+        assert journal.current.position % PAGE_BYTES == 0
+
+
+def test_what_an_older_generation_left_is_not_read(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    for offset in range(0, 18, 3):
+        journal.write([placed_batch(offset)])
+    journal.turn()
+    journal.write([placed_batch(18)])
+    journal.turn()
+    journal.write([placed_batch(21)])
+    assert offsets_in(tmp_path) == [18, 21]
+
+
+def test_files_are_read_in_the_order_of_their_generations(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    journal.write([placed_batch(0)])
+    journal.turn()
+    journal.write([placed_batch(3)])
+    journal.turn()
+    journal.write([placed_batch(6)])
+    assert offsets_in(tmp_path) == [3, 6]
+    assert JournalContents(Disk(), tmp_path).generation == 3
+
+
+def test_a_stale_batch_under_a_new_table_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
+    """A torn write: the frame's table is there, its batch still that of another partition."""
+    journal = journal_in(tmp_path)
+    journal.write([placed_batch(0, 3_500, identity=bytes(20))])
+    first = (tmp_path / "a.journal").read_bytes()
+    journal.turn()
+    journal.turn()
+    raw = batch_of(3, time=2_000, value=bytes(3_500))
+    batch = placed_batch(0, 3_500)
+    batch.buffers = placed(placed_prefix(0, parse_header(raw).length, 0), raw)
+    journal.write([batch])
+    assert offsets_in(tmp_path) == [0]
+    path = tmp_path / "a.journal"
+    second = path.read_bytes()
+    path.write_bytes(second[:200] + first[200:])
+    assert offsets_in(tmp_path) == []
+
+
+def test_a_recycled_journal_holds_nothing_and_keeps_its_generation(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    journal.write([placed_batch(0)])
+    journal.write([placed_batch(3)])
+    contents = JournalContents(Disk(), tmp_path)
+    contents.recycle()
+    assert offsets_in(tmp_path) == []
+    assert JournalContents(Disk(), tmp_path).generation == contents.generation == 2
+    again = journal_in(tmp_path, contents.generation)
+    again.write([placed_batch(9)])
+    assert offsets_in(tmp_path) == [9]
+
+
+def test_a_journal_set_aside_is_read_too(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    journal.write([placed_batch(0)])
+    JournalContents(Disk(), tmp_path).set_aside()
+    again = journal_in(tmp_path, 1)
+    again.write([placed_batch(3)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.1.journal", "a.journal"]
+    assert offsets_in(tmp_path) == [0, 3]
+    JournalContents(Disk(), tmp_path).recycle()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.journal"]
