@@ -36,7 +36,12 @@ RELEASE_S_MAX = 10.0
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(help="Payments from this CSV or Parquet file.", show_default=False),
+        typer.Option(
+            help="Payments from this CSV or Parquet file.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
     ] = None,
     customers: Annotated[int, typer.Option(min=1, help="Customers to simulate.")] = 5_000,
     terminals: Annotated[int, typer.Option(min=1, help="Terminals to simulate.")] = 10_000,
@@ -207,7 +212,7 @@ class _Truth:
         _say(
             f"{show.count(len(alerts), 'alert')}, {100 * found / max(len(alerts), 1):.0f} % right; "
             f"{100 * found / max(frauds, 1):.0f} % of {show.count(frauds, 'fraud')} alerted. "
-            "Three of them:"
+            "For example:"
         )
 
     async def examples(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from ledgerstream import __version__
 from ledgerstream.cli import broker, config, dead_letters, demo, generate, records, run, topics
 from ledgerstream.errors import LedgerStreamError
 
@@ -23,6 +25,7 @@ app = typer.Typer(
         "Start with [bold]ledgerstream demo[/bold]. Every command shows an example with --help."
     ),
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,6 +40,15 @@ app.command()(records.consume)
 app.add_typer(generate.app, name="generate")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(config.config)
+
+
+@app.callback()
+def ledgerstream(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"ledgerstream {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def load(name: str, base: type[T]) -> type[T]:
     try:
         found: Any = getattr(import_module(module_name), class_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and imports something that is not
         raise ConfigError(
             f"There is no module {error.name!r} here.",

@@ -33,7 +33,10 @@ SomeEvent = Annotated[
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A CSV (also .gz, .zst) or Parquet file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A CSV (also .gz, .zst) or Parquet file.", exists=True, dir_okay=False),
+    ],
     event: EventName,
     topic: Annotated[str, typer.Option(help="The topic to write to; made if it is not there.")],
     key: Key = None,

@@ -14,9 +14,8 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import asyncpg
 import numpy as np
 import structlog
 import uvloop
@@ -25,6 +24,9 @@ from ledgerstream.cli.show import Advance
 from ledgerstream.client import EARLIEST, LATEST, Client
 from ledgerstream.errors import KafkaError, LedgerStreamError
 from ledgerstream.events import Event
+
+if TYPE_CHECKING:
+    import asyncpg
 
 T = TypeVar("T")
 
@@ -63,7 +65,7 @@ async def log_address(log: str | None, directory: Path) -> AsyncIterator[str]:
     """Where the log answers: host:port."""
     if log is not None:
         yield log.removeprefix("kafka://")
-    elif (served := _served_at(directory / "log")) is not None:
+    elif served := _served_at(directory / "log"):
         yield served
     else:
         from ledgerstream.broker.embedded import Broker
@@ -78,10 +80,11 @@ def _served_at(log_dir: Path) -> str | None:
 
     try:
         with (log_dir / ".lock").open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours: nobody serves it
-    except BlockingIOError:
-        return (log_dir / ADDRESS_FILE).read_text().strip()
-    except OSError:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # somebody has it, and says where
+                return (log_dir / ADDRESS_FILE).read_text().strip()
+    except OSError:  # there is no log yet, or its broker is just starting
         pass
     return None
 
@@ -89,6 +92,8 @@ def _served_at(log_dir: Path) -> str | None:
 @asynccontextmanager
 async def open_database(database: str | None, directory: Path) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the Postgres of that URL, or to the embedded one."""
+    import asyncpg
+
     with database_url(database, directory) as url:
         try:
             connection = await asyncpg.connect(url)

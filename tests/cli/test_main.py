@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ledgerstream import __version__
 from ledgerstream.broker.settings import Settings
 from ledgerstream.cli.options import load
 from ledgerstream.errors import ConfigError
@@ -59,6 +60,10 @@ def test_the_command_line_and_the_broker_load_neither_numba_nor_pandas(module: s
 
 def test_no_command_prints_the_help(shell: Shell) -> None:
     assert "Commands" in shell(code=2).stdout
+
+
+def test_version(shell: Shell) -> None:
+    assert shell("--version").stdout == f"ledgerstream {__version__}\n"
 
 
 def test_wrong_usage_is_code_2(shell: Shell) -> None:
