@@ -88,7 +88,6 @@ class Limits:
     # stream
     step_rows_max: int = 100_000
     step_bytes_max: int = 32 * MIB
-    step_ms_max: int = 2_000
     state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
     replay_ms_target: int = (
         2_000  # a snapshot is due when replaying since the last would take longer
@@ -116,7 +115,7 @@ class Limits:
         assert self.producer_batch_bytes <= self.batch_bytes_max
         assert self.request_ms_max <= self.delivery_ms_max
         assert self.retry_first_ms <= self.retry_ms_max < self.delivery_ms_max
-        assert self.round_bytes_max <= self.journal_bytes
+        assert self.round_journal_bytes <= self.round_bytes_max <= self.journal_bytes
         assert self.index_interval_bytes < self.segment_bytes < 2**31
         assert self.reader_partition_bytes >= self.batch_bytes_max
         assert 0 < self.snapshot_share_max < 1

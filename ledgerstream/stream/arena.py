@@ -121,7 +121,7 @@ class Arena:
             keys.rows[:count, self.links :] = before[2]
 
         keys.frames[-1].undo.append(restore)
-        entries = np.zeros((max(2 * (self.live + more), _ENTRIES_MIN), 3), np.int64)
+        entries = np.zeros((max(4 * self.live + 2 * more, _ENTRIES_MIN), 3), np.int64)
         self.base = self.next
         self.next = _compact(keys.rows, count, self.links, before[0], before[1], entries, self.base)
         self.entries = entries

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,17 +55,16 @@ class Input:
             Input(self.partition, cut, self.stop, self.batch.take(slice(middle, None)), late),
         )
 
-    def without(self, index: Iterable[int], error: str) -> Input:
-        """The events at `index` turned into dead letters."""
-        gone = sorted(set(index))
-        keep = np.ones(len(self.batch), bool)
-        keep[gone] = False
-        dead = [dead_letter(self.batch, at, error) for at in gone]
+    def without(self, offsets: Sequence[int] | np.ndarray, error: str) -> Input:
+        """The events at these offsets, at least one, turned into dead letters."""
+        gone = np.isin(self.batch.offset, offsets)
+        assert gone.any()
+        dead = [dead_letter(self.batch, int(at), error) for at in np.flatnonzero(gone)]
         return Input(
             self.partition,
             self.start,
             self.stop,
-            self.batch.take(keep),
+            self.batch.take(~gone),
             sorted([*self.undecodable, *dead], key=lambda each: each.offset),
         )
 
@@ -171,7 +170,7 @@ class Machine:
                 break
             except BadEvents as error:
                 self.state.rollback()
-                work = work.without(error.index, str(error.args[0]))
+                work = work.without(error.offsets, str(error.args[0]))
             except BaseException as error:
                 self.state.rollback()
                 if isinstance(error, LedgerStreamError) or not isinstance(error, Exception):

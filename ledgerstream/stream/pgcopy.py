@@ -69,12 +69,13 @@ def encode(parts: Sequence[Rows], batch: Batch, topic_number: int, partition: in
             "ls_partition": np.full(len(rows), partition),
             "ls_n": n,
         }
-        encoded.append(_encode(table, columns, rows.event))
+        encoded.append(_encode(table, columns))
     return b"".join(encoded)
 
 
-def _encode(table: type[Table], columns: dict[str, np.ndarray], event: np.ndarray) -> bytes:
-    count = len(event)
+def _encode(table: type[Table], columns: dict[str, np.ndarray]) -> bytes:
+    offset = columns["ls_offset"]
+    count = len(offset)
     words, texts = [], []
     for column, width in zip(table.relation().columns, widths(table), strict=True):
         where = f"{table.__name__}.{column.name}"
@@ -84,7 +85,7 @@ def _encode(table: type[Table], columns: dict[str, np.ndarray], event: np.ndarra
         elif isinstance(column.type, (Double, Float)):
             words.append(_as_float(where, value))
         else:
-            words.append(_as_int(where, value, width, isinstance(column.type, Boolean), event))
+            words.append(_as_int(where, value, width, isinstance(column.type, Boolean), offset))
     sizes = np.array([text.shape[1] for text in texts], np.int64)
     layout = np.array(widths(table), np.int64)
     fixed = 2 + 4 * len(layout) + int(layout.sum())
@@ -100,7 +101,7 @@ def _encode(table: type[Table], columns: dict[str, np.ndarray], event: np.ndarra
         used, bad = _encode_rows(block, text, layout, sizes, size, out, used)
         if bad >= 0:
             raise BadEvents(
-                [int(event[first + bad])], f"text for {table.__name__} holds a NUL character."
+                [int(offset[first + bad])], f"text for {table.__name__} holds a NUL character."
             )
     return out[:used].tobytes()
 
@@ -125,7 +126,7 @@ def _as_float(where: str, value: np.ndarray) -> np.ndarray:
 
 
 def _as_int(
-    where: str, value: np.ndarray, width: int, boolean: bool, event: np.ndarray
+    where: str, value: np.ndarray, width: int, boolean: bool, offset: np.ndarray
 ) -> np.ndarray:
     if boolean != (value.dtype.kind == "b") or value.dtype.kind not in "iub":
         raise ConfigError(
@@ -142,7 +143,7 @@ def _as_int(
         if outside.any():
             at = int(np.argmax(outside))
             raise BadEvents(
-                [int(event[at])], f"{int(value[at])} does not fit {where} ({width} bytes)."
+                [int(offset[at])], f"{int(value[at])} does not fit {where} ({width} bytes)."
             )
     return value.astype(np.int64, copy=False)
 

@@ -25,11 +25,11 @@ Dump = dict[str, np.ndarray]
 
 
 class BadEvents(LedgerStreamError):
-    """Events that cannot be processed: `index` in the batch, each a dead letter."""
+    """Events that cannot be processed, by their offsets; each becomes a dead letter."""
 
-    def __init__(self, index: list[int], sentence: str) -> None:
+    def __init__(self, offsets: list[int], sentence: str) -> None:
         super().__init__(sentence)
-        self.index = index
+        self.offsets = offsets
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,11 @@ class SlidingState:
             values = batch[spec.value].astype(np.int64)
         sums, counts, status, at = self._arena.add(keys, batch[spec.time], values)
         if status == OVERFLOW:
-            raise BadEvents([at], f"a sum of {spec.value!r} no longer fits 64 bits.")
+            raise BadEvents(
+                [int(batch.offset[at])], f"a sum of {spec.value!r} no longer fits 64 bits."
+            )
         if status:
-            raise BadEvents([at], f"{spec.time!r} is out of range for a window.")
+            raise BadEvents([int(batch.offset[at])], f"{spec.time!r} is out of range for a window.")
         if not spec.single or (spec.sums and spec.counts):
             return Windows(sums if spec.sums else None, counts if spec.counts else None)
         return np.ascontiguousarray((sums if spec.sums else counts)[:, 0])

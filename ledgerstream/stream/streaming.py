@@ -227,7 +227,7 @@ class Stream:
             if len(given.batch) == 0:
                 raise
             if len(given.batch) == 1:
-                await self._bisect(given.without([0], str(error.args[0])))
+                await self._bisect(given.without(given.batch.offset, str(error.args[0])))
                 return
             for half in given.split():
                 await self._bisect(half)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-import ledgerstream
 from ledgerstream.errors import LedgerStreamError
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import compile_lock
@@ -17,6 +16,7 @@ from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import Table
 from ledgerstream.stream.version import code_version
+from ledgerstream.wire.batches import seal_batch
 from ledgerstream.wire.columns import RowCodec
 
 _SAMPLE = 4
@@ -49,7 +49,14 @@ def run_sample(processor: type[Processor]) -> list[type[Table]]:
     if source.time_column is not None:
         # In order, equal, and late: each way through the windows.
         rows[source.time_column] = _SAMPLE_TIME_NS + np.array([0, 0, 60 * _DAY_NS, 59 * _DAY_NS])
-    codec.hashes(rows)
+    stamps = codec.timestamps(rows, 0)
+    encoded = seal_batch(
+        codec.encode(rows, 0).tobytes(),
+        count=_SAMPLE,
+        base_timestamp=int(stamps[0]),
+        max_timestamp=int(stamps.max()),
+    )
+    codec.decode(encoded)
     machine = Machine(processor(), 0, 0)
     batch = Batch(source, rows, np.arange(_SAMPLE), np.zeros(_SAMPLE, np.int64))
     given = Input(0, 0, _SAMPLE, batch)
@@ -68,9 +75,9 @@ def run_sample(processor: type[Processor]) -> list[type[Table]]:
 
 
 def _fingerprint(processor: type[Processor]) -> str:
-    """Of the processor's code and of ours: a mark made for other code says nothing."""
+    """Of the processor's code and of our kernels: a mark made for other code says nothing."""
     digest = hashlib.sha256(f"{processor.__qualname__} {code_version(processor)}".encode())
-    for path in sorted(Path(ledgerstream.__file__).parent.glob("*/*.py")):
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    home = Path(__file__).parent
+    for path in [*sorted(home.glob("*.py")), home.parent / "wire" / "columns.py"]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

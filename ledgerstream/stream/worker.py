@@ -89,6 +89,7 @@ class Worker:
         self._code_version = code_version(processor)
         self._stopping = asyncio.Event()
         self._ends: dict[int, int] | None = None
+        self._partitions = Partitions(processor.source.name, ())
 
     def stop(self) -> None:
         """Stop at the end of the step under way, with a snapshot."""

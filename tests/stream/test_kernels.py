@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from ledgerstream.stream import kernels
 from ledgerstream.stream.kernels import kernel
 from ledgerstream.stream.version import code_version
+from ledgerstream.stream.warm import warm
 from tests.stream.spending import Spending
 
 FACTOR = 3
@@ -25,6 +28,14 @@ def tripled(values: np.ndarray) -> np.ndarray:
 
 def test_a_kernel_is_a_plain_function_to_its_callers() -> None:
     assert tripled(np.arange(3)).tolist() == [0, 3, 6]
+
+
+def test_compiling_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernels, "_cache_root", lambda: tmp_path)
+    said: list[str] = []
+    warm(Spending, said.append)
+    warm(Spending, said.append)
+    assert said == ["compiling the kernels of Spending, once for this version …"]
 
 
 LOWER = """

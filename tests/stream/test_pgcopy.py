@@ -108,10 +108,10 @@ def test_a_number_that_does_not_fit_names_its_event() -> None:
     batch = things(10)
     small = np.zeros(10, np.int64)
     small[6] = 40_000
-    rows = EachType.rows(batch, where=batch.offset > 5, small=small, middle=0, note="")
+    rows = EachType.rows(batch, where=batch.offset > 15, small=small, middle=0, note="")
     with pytest.raises(BadEvents, match=r"40000 does not fit EachType.small") as refused:
         encode([rows], batch, 1, 1)
-    assert refused.value.index == [6]
+    assert refused.value.offsets == [18]
 
 
 def test_a_nul_in_text_names_its_event() -> None:
@@ -120,7 +120,7 @@ def test_a_nul_in_text_names_its_event() -> None:
     rows = EachType.rows(batch, small=0, middle=0, note="")
     with pytest.raises(BadEvents, match="NUL") as refused:
         encode([rows], batch, 1, 1)
-    assert refused.value.index == [4_321]
+    assert refused.value.offsets == [3 * 4_321]
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_sum_that_overflows_names_its_event_and_is_undone() -> None:
     state.begin(3)
     with pytest.raises(BadEvents, match="64 bits") as refused:
         apply(state, rows, 0)
-    assert refused.value.index == [2]
+    assert refused.value.offsets == [2]
     state.rollback()
     assert state.digest() == before
     state.begin(2)
@@ -232,7 +232,7 @@ def test_a_time_beyond_reason_names_its_event() -> None:
     state.begin(2)
     with pytest.raises(BadEvents, match="out of range") as refused:
         apply(state, rows, 0)
-    assert refused.value.index == [1]
+    assert refused.value.offsets == [1]
 
 
 def test_a_table_grows_by_many_keys_at_once_and_finds_them_again() -> None:

@@ -191,6 +191,17 @@ async def test_what_does_not_decode_is_a_dead_letter_and_a_replay_skips_it(
     assert (again.events, again.snapshots) == (0, 1)
 
 
+class SpendingInJson(Spending):
+    source = Topic("payments", Payment, key="customer", encoding="json")
+
+
+async def test_json_events_give_the_same_rows(database: str, wanted: Any) -> None:
+    log = MemoryLog(SpendingInJson.source, TOPIC, 2)
+    log.write(payments(4_000))
+    await Worker(SpendingInJson, log, database, until="end").run()
+    assert (await results(database))[:2] == wanted[2][:2]
+
+
 async def test_a_total_that_overflows_is_a_dead_letter(database: str) -> None:
     rows = payments(300, customers=1)
     rows["at"] = np.arange(300)
