@@ -79,7 +79,7 @@ async def _fill(address: str, topic: str) -> None:
 
 async def _measure(verb: str, address: str, topic: str) -> float:
     from bench.events import Trade
-    from ledgerstream.client import Client
+    from ledgerstream.client import LATEST, Client
 
     async with await Client.connect(address) as client:
         if verb == "write":
@@ -88,12 +88,16 @@ async def _measure(verb: str, address: str, topic: str) -> float:
             started = time.perf_counter()
             await client.write(topic, some, event=Trade, key="instrument")
             return len(some) / (time.perf_counter() - started)
-        await client.read(topic, Trade, key="instrument", stops={0: 10_000})
+        await client.read(topic, Trade, key="instrument", stops={0: 10_000})  # compiles
+        end = (await client.list_offsets(topic, {0: LATEST}))[0]
+        seen = volume = 0
         started = time.perf_counter()
-        found = await client.read(topic, Trade, key="instrument")
+        async for _, part in client.stream(topic, Trade, {0: 0}, key="instrument", stops={0: end}):
+            seen += len(part)
+            volume += int(part.rows["quantity"].sum())
         took = time.perf_counter() - started
-        assert len(found[0]) >= ROWS_COUNT
-        return len(found[0]) / took
+        assert seen == end >= ROWS_COUNT and volume > 0
+        return seen / took
 
 
 if __name__ == "__main__":

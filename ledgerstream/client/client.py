@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EARLIEST = -2
 LATEST = -1
+READ_ROWS_EXPECTED_MAX = 10_000_000  # offsets may have holes: more room is made when it is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ class Client:
     ) -> dict[int, Decoded]:
         """Partition → its events in `[start, stop)` as columns; from the log's start to its end
         as they are now, where nothing is given."""
-        from ledgerstream.wire.columns import RowCodec, concatenate
+        from ledgerstream.wire.columns import Filling, RowCodec
 
         codec = RowCodec(event, key, encoding, key_form)
         known = await self.cluster.topic(topic)
@@ -266,7 +267,8 @@ class Client:
         if stops is None:
             ends = dict.fromkeys(first, LATEST)
             stops = await self.list_offsets(topic, ends, committed=committed)
-        parts: dict[int, list[Decoded]] = {partition: [] for partition in first}
+        rooms = {p: min(max(stops[p] - first[p], 0), READ_ROWS_EXPECTED_MAX) for p in first}
+        parts = {partition: Filling(codec.dtype, rooms[partition]) for partition in first}
         left = {p for p in first if first[p] < stops[p]}
         wanted = {p: first[p] for p in left}
         async with self.reader(topic, wanted, committed=committed) as reader:
@@ -275,12 +277,43 @@ class Client:
                 if chunk is None or chunk.partition not in left:
                     continue
                 stop = stops[chunk.partition]
-                parts[chunk.partition].append(codec.decode(chunk.data, chunk.start, stop))
+                codec.decode_into(parts[chunk.partition], chunk.data, chunk.start, stop)
                 if chunk.next_offset >= stop:
                     left.discard(chunk.partition)
                     reader.drop(chunk.partition)
         self._readers.remove(reader)
-        return {p: concatenate(found, codec.dtype, first[p]) for p, found in parts.items()}
+        return {p: filling.decoded(max(first[p], stops[p])) for p, filling in parts.items()}
+
+    async def stream(
+        self,
+        topic: str,
+        event: type[Event],
+        starts: Mapping[int, int],
+        *,
+        key: str | None = None,
+        encoding: Encoding = "fixed",
+        key_form: KeyForm | None = None,
+        stops: Mapping[int, int] | None = None,
+        committed: bool = True,
+    ) -> AsyncIterator[tuple[int, Decoded]]:
+        """(partition, the next of its events as columns), fetch by fetch.
+
+        Without `stops` it never ends: it waits for more at the end of the log.
+        """
+        from ledgerstream.wire.columns import RowCodec
+
+        codec = RowCodec(event, key, encoding, key_form)
+        left = {p: o for p, o in starts.items() if stops is None or o < stops[p]}
+        async with self.reader(topic, left, committed=committed) as reader:
+            while reader.positions:
+                chunk = await reader.next()
+                if chunk is None:
+                    continue
+                stop = None if stops is None else stops[chunk.partition]
+                if stop is not None and chunk.next_offset >= stop:
+                    reader.drop(chunk.partition)
+                yield chunk.partition, codec.decode(chunk.data, chunk.start, stop)
+        self._readers.remove(reader)
 
     # -- writing
 

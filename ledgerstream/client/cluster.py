@@ -90,6 +90,13 @@ class Cluster:
             task.add_done_callback(lambda _: self._opening.pop(broker, None))
         return await asyncio.shield(task)
 
+    async def dedicated(self, broker: int) -> Connection:
+        """A connection of the caller's own, for replies that are waited for; its to close."""
+        if self._closed or broker not in self.brokers:
+            raise ConnectionError(f"Broker {broker} is not known, or the client is closed.")
+        host, port = self.brokers[broker]
+        return await Connection.open(host, port, self.client_id, self.limits)
+
     async def _open(self, broker: int) -> Connection:
         if self._closed:
             raise ConnectionError("The client is closed.")

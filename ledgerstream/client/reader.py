@@ -16,6 +16,7 @@ from typing import Any, Self
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster
+from ledgerstream.client.connection import Connection
 from ledgerstream.client.errors import kafka_error
 from ledgerstream.errors import DeliveryTimeout, KafkaError, LedgerStreamError
 from ledgerstream.wire import batches
@@ -61,6 +62,8 @@ class Reader:
         self._ready: deque[Chunk] = deque()
         self._buffered = 0
         self._fetching: dict[int, asyncio.Task[None]] = {}  # broker → its fetch
+        # a fetch waits at the broker: what else is asked must not wait behind it
+        self._connections: dict[int, Connection] = {}
         self._arrived = asyncio.Event()
         self._failure: Exception | None = None
         self._failing_since: float | None = None
@@ -114,6 +117,8 @@ class Reader:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._connections.values():
+            connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,6 +147,7 @@ class Reader:
                 task = asyncio.ensure_future(self._fetch(broker, partitions))
                 self._fetching[broker] = task
                 task.add_done_callback(lambda _, broker=broker: self._fetched(broker))  # type: ignore[misc]
+                await asyncio.sleep(0)  # the request is on its way before the caller works on
 
     def _fetched(self, broker: int) -> None:
         del self._fetching[broker]
@@ -176,7 +182,9 @@ class Reader:
 
     async def _ask(self, broker: int, asked: Mapping[int, int]) -> Any:
         limits, cluster = self.cluster.limits, self.cluster
-        connection = await cluster.connection(broker)
+        connection = self._connections.get(broker)
+        if connection is None or not connection.is_open:
+            connection = self._connections[broker] = await cluster.dedicated(broker)
         known = await cluster.topic(self.topic)
         fields: dict[str, Any] = {
             "replica_id": -1,
