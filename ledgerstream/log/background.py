@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,11 +17,12 @@ from typing import NamedTuple
 
 import structlog
 
-from ledgerstream.log.disk import Disk, Handle
+from ledgerstream.log.disk import Disk, File, Handle
 from ledgerstream.log.journal import JournalFile, set_aside
 from ledgerstream.log.markers import Point, write_checkpoint
 from ledgerstream.log.partition import Partition
 from ledgerstream.log.producers import ProducerRecord
+from ledgerstream.log.recovery import UNSYNCED_NAME
 from ledgerstream.log.segment import Segment
 
 log = structlog.get_logger("log")
@@ -56,6 +58,24 @@ class Save(NamedTuple):
         )
 
 
+class Failed(NamedTuple):
+    """A partition that stopped."""
+
+    partition: Partition
+    sentence: str
+    retriable: bool
+
+
+def stopped(disk: Disk, partition: Partition, error: OSError, retriable: bool) -> Failed:
+    """Write nothing to it any more; if it may not be tried again, the next start has to know."""
+    partition.broken = True
+    if not retriable:
+        with suppress(OSError):
+            disk.write_file(f"{partition.directory}/{UNSYNCED_NAME}", b"", sync=False)
+    sentence = f"Partition {partition.key} cannot be written and synced: {error}."
+    return Failed(partition, sentence, retriable)
+
+
 class Background:
     """Its public methods queue; they are called by the loop and the disk thread."""
 
@@ -65,7 +85,7 @@ class Background:
         root: Path,
         on_checkpoint: Callable[[Save], None],
         on_flushed: Callable[[], None],
-        on_failure: Callable[[Partition, str, bool], None],
+        on_failure: Callable[[Failed], None],
         on_fatal: Callable[[str], None],
     ) -> None:
         self.queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -109,55 +129,58 @@ class Background:
         self.queue.put(partial(self._remove, path))
 
     def _checkpoint(self, save: Save) -> None:
-        partition, disk = save.partition, self._disk
-        if partition.broken:
+        written = [handle for handle, (_, entries) in save.indexes() if entries]
+        if save.partition.broken or not self._settle(save.partition, save.segment, written):
             return
-        try:
-            if save.next_segment is not None:
-                disk.sync_directory(partition.directory)
-            save.segment.flush(disk)
-            disk.sync(disk.open(save.segment.log))
-            for handle, (_, entries) in save.indexes():
-                if entries:
-                    disk.sync(disk.open(handle))
-        except OSError as error:
-            self._stop(partition, error)
-            return
+        if save.next_segment is not None:
+            with suppress(OSError):  # a synced round in the new segment asks for it again
+                self._disk.sync_directory(save.partition.directory)
         self._on_checkpoint(save)
 
     def _flush(self, current: JournalFile | None) -> None:
         for segment, partition in list(current.covers.items()) if current else ():
             if segment.pending and not partition.broken:
-                try:
-                    segment.flush(self._disk)
-                except OSError as error:
-                    self._stop(partition, error)
+                self._write(partition, segment)
         self._on_flushed()
 
     def _release(self, full: JournalFile) -> None:
-        kept = False
+        lost = False
         for segment, partition in full.covers.items():
-            if partition.deleted:
-                continue
-            try:
-                if not partition.broken:
-                    segment.flush(self._disk)
-                    self._disk.sync(self._disk.open(segment.log))
-            except OSError as error:
-                self._stop(partition, error)
-            kept |= partition.broken and not partition.deleted
-        if kept:
+            if not partition.deleted:
+                settled = not partition.broken and self._settle(partition, segment)
+                lost |= not settled and not partition.deleted
+        if lost:
             try:
                 set_aside(self._disk, full.path, full.generation)
             except OSError as error:
                 self._on_fatal(f"The log's journal cannot be kept: {error}.")
         self._released.set()
 
-    def _stop(self, partition: Partition, error: OSError) -> None:
+    def _settle(self, partition: Partition, segment: Segment, also: Sequence[Handle] = ()) -> bool:
+        """Whether the segment, and other files of it, are written and synced."""
+        files = self._write(partition, segment, also)
+        try:
+            for file in files:
+                self._disk.sync(file)
+        except OSError as error:
+            self._stop(partition, error, retriable=False)
+            return False
+        return bool(files)
+
+    def _write(
+        self, partition: Partition, segment: Segment, also: Sequence[Handle] = ()
+    ) -> list[File]:
+        """The segment's file with all that was pending, and the others; none if that failed."""
+        try:
+            segment.flush(self._disk)
+            return [self._disk.open(handle) for handle in (segment.log, *also)]
+        except OSError as error:
+            self._stop(partition, error, retriable=error.errno in RETRIABLE)
+            return []
+
+    def _stop(self, partition: Partition, error: OSError, *, retriable: bool) -> None:
         if not partition.deleted:
-            partition.broken = True
-            sentence = f"Partition {partition.key} cannot be written and synced: {error}."
-            self._on_failure(partition, sentence, error.errno in RETRIABLE)
+            self._on_failure(stopped(self._disk, partition, error, retriable))
 
     def _write_checkpoint(self, points: list[Point]) -> None:
         try:

@@ -80,14 +80,17 @@ class Journal:
         return self.current is not None and self.current.position + size <= self._bytes_max
 
     def turn(self) -> JournalFile | None:
-        """Go on with the other file, which must be free; the one that was current until now."""
+        """Go on with the other file, which must be free; the one that was current until now.
+
+        OSError if there is no room for it, and nothing has changed.
+        """
         full = self.current
         path = str(self._directory / NAMES[self._turns % len(NAMES)])
-        self._turns += 1
         file = File(self._disk.open_fd(path, os.O_RDWR | os.O_CREAT))
         if self._disk.size(path) < self._bytes_max:
             self._disk.preallocate(file, self._bytes_max)
             self._disk.sync_directory(str(self._directory))
+        self._turns += 1
         self._generation += 1
         self.current = JournalFile(path, self._generation, file)
         return full

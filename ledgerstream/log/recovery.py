@@ -47,6 +47,7 @@ from ledgerstream.wire.batches import (
 )
 
 log = structlog.get_logger("log")
+UNSYNCED_NAME = "unsynced"  # left by a failed sync: what is read may not be on the disk
 REMEDY = "Restore the directory from a copy, or delete the topic."
 _CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -85,7 +86,8 @@ class _Recovery:
         self.producers = Producers()
         self.epochs = Epochs()
         self.next_offset = self.segments[0].base_offset
-        self.touched: dict[Segment, None] = {}  # in order
+        self.suspect = UNSYNCED_NAME in names
+        self.touched: dict[Segment, int] = {}  # and the position from which it was read
 
     def run(self, journaled: Journaled | None) -> State:
         start = self._load_snapshot()
@@ -152,7 +154,7 @@ class _Recovery:
             position = 0
         entries = segment.offsets.count_below(position, self._file(segment.index))
         if (entries, times) != (len(segment.offsets), len(segment.times)):
-            self.touched[segment] = None  # entries of what was never acknowledged, or is read again
+            self.touched[segment] = position  # entries of what was thrown away, or is read again
         segment.offsets, segment.times = OffsetIndex(entries), TimeIndex(times)
         segment.max_timestamp, segment.max_timestamp_offset = -1, segment.base_offset
         if times:
@@ -204,7 +206,7 @@ class _Recovery:
                 self._take(segment, header, start)
             if segment.size < size:
                 log.warning("torn end", file=segment.log.path, good=segment.size, size=size)
-                self.touched[segment] = None
+                self.touched.setdefault(segment, segment.size)
             at += 1
             following = self.segments[at] if at < len(self.segments) else None
             if journaled is not None:
@@ -249,13 +251,13 @@ class _Recovery:
         """A batch that is in the segment: everything that is known of it."""
         last_offset = header.next_offset - 1
         interval = self.limits.index_interval_bytes
+        self.touched.setdefault(segment, segment.size)
         segment.place(last_offset, header.size, header.max_timestamp, interval)
         self.next_offset = header.next_offset
         if header.base_offset >= replay_from:
             self.producers.replay(header, header.base_offset, header.max_timestamp)
         if header.leader_epoch > self.epochs.latest:
             self.epochs.begin(header.leader_epoch, header.base_offset)
-        self.touched[segment] = None
 
     def _check_whole(self, segment: Segment) -> None:
         """The log ends in this segment. Nothing has been cut yet."""
@@ -300,8 +302,10 @@ class _Recovery:
         for segment in self.segments:
             segment.written = segment.size
             segment.named = True
-        for segment in self.touched:
+        for segment, start in self.touched.items():
             self.disk.truncate(segment.log, segment.size)
+            if self.suspect:
+                self._write_again(segment, start)
             segment.index_time()
             for index, handle in (
                 (segment.offsets, segment.index),
@@ -319,6 +323,15 @@ class _Recovery:
             self.disk.write_file(f"{self.directory}/{EPOCHS_NAME}", epochs, sync=False)
         self.disk.create(self.segments[-1].log)
         self.disk.sync_directory(self.directory)
+        if self.suspect:
+            self.disk.remove(f"{self.directory}/{UNSYNCED_NAME}")
+
+    def _write_again(self, segment: Segment, start: int) -> None:
+        """After a failed sync, pages that are only in memory may count as clean."""
+        for position in range(start, segment.size, _CHUNK_BYTES):
+            size = min(_CHUNK_BYTES, segment.size - position)
+            content = self.disk.read(segment.log, position, size)
+            self.disk.write(self.disk.open(segment.log), [content], position)
 
     def _keep_snapshots(self) -> None:
         """One of the end, one to fall back on; none of what was never acknowledged."""

@@ -17,7 +17,7 @@ import structlog
 
 from ledgerstream.errors import CorruptError
 from ledgerstream.limits import LIMITS, Limits
-from ledgerstream.log.background import Background, Save
+from ledgerstream.log.background import Background, Failed, Save
 from ledgerstream.log.config import LogConfig, PartitionKey
 from ledgerstream.log.disk import Disk, File
 from ledgerstream.log.epochs import Epochs
@@ -39,7 +39,7 @@ from ledgerstream.log.recovery import Journaled, recover
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import KEPT, read_snapshot
 from ledgerstream.log.tail import Batch, TailCache
-from ledgerstream.log.writer import Failed, Repair, Stats, Writer
+from ledgerstream.log.writer import Repair, Stats, Writer
 
 log = structlog.get_logger("log")
 STRAY_SUFFIX = ".stray"
@@ -367,8 +367,8 @@ class Store:
     def _flushed(self) -> None:
         self._post(self._on_loop_flushed)
 
-    def _background_failed(self, partition: Partition, sentence: str, retriable: bool) -> None:
-        self._round_done([], [Failed(partition, sentence, retriable)])
+    def _background_failed(self, failed: Failed) -> None:
+        self._round_done([], [failed])
 
     def _fatal(self, sentence: str) -> None:
         self._post(partial(self._on_loop_fatal, sentence))

@@ -16,9 +16,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+import structlog
+
 from ledgerstream.errors import CorruptError
 from ledgerstream.limits import Limits
-from ledgerstream.log.background import RETRIABLE, Background, Save
+from ledgerstream.log.background import RETRIABLE, Background, Failed, Save, stopped
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import EPOCHS_NAME
 from ledgerstream.log.journal import Journal, frame_bytes
@@ -28,14 +30,6 @@ from ledgerstream.log.recovery import recover
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import remove_snapshots, write_snapshot
 from ledgerstream.log.tail import Batch
-
-
-class Failed(NamedTuple):
-    """A partition that stopped."""
-
-    partition: Partition
-    sentence: str
-    retriable: bool
 
 
 @dataclass(slots=True)
@@ -55,6 +49,9 @@ class Stats:
     @property
     def round_ms_average(self) -> float:
         return self.round_ns / max(self.rounds, 1) / 1e6
+
+
+log = structlog.get_logger("log")
 
 
 class Repair(NamedTuple):
@@ -175,8 +172,8 @@ class Writer:
             self._each(self._sync_fresh, runs, failed)
             batches = [batch for run in runs.values() for batch in run]
             size = frame_bytes(len(batches), sum([batch.size for batch in batches]))
-            if self._is_for_journal(len(runs), size):
-                if not self._write_journal(journal, batches, size):
+            if self._is_for_journal(len(runs), size) and self._makes_room(journal, size):
+                if not self._write_journal(journal, batches):
                     runs.clear()
                 return
         self._each(self._flush, runs, failed)
@@ -204,7 +201,7 @@ class Writer:
                     act(segment, partition)
             except OSError as error:
                 retriable = act == self._flush and error.errno in RETRIABLE
-                failed.append(_stopped(partition, error, retriable))
+                failed.append(stopped(self._disk, partition, error, retriable))
             if partition.broken:
                 del runs[segment]
 
@@ -229,13 +226,21 @@ class Writer:
             partition.fresh = False
             segment.named = True
 
-    def _write_journal(self, journal: Journal, batches: list[Batch], size: int) -> bool:
-        try:
-            if not journal.fits(size):
-                self._background.wait_until_released()
+    def _makes_room(self, journal: Journal, size: int) -> bool:
+        """Whether the journal takes a frame of this size; on a full disk there may be none."""
+        if not journal.fits(size):
+            self._background.wait_until_released()
+            try:
                 full = journal.turn()
-                if full is not None:
-                    self._background.release(full)
+            except OSError as error:
+                log.warning("no room for a journal, every file is synced", why=str(error))
+                return False
+            if full is not None:
+                self._background.release(full)
+        return True
+
+    def _write_journal(self, journal: Journal, batches: list[Batch]) -> bool:
+        try:
             journal.write(batches)
         except OSError as error:
             self._die(f"The log's journal cannot be written: {error}.")
@@ -298,7 +303,7 @@ class Writer:
             act()
         except OSError as error:
             retriable = error.errno in RETRIABLE
-            self._on_round([], [_stopped(partition, error, retriable)])
+            self._on_round([], [stopped(self._disk, partition, error, retriable)])
 
     def _repair(self, repair: Repair) -> None:
         """Throw away what is past the durable end, and read the state anew."""
@@ -339,9 +344,3 @@ class Writer:
     def flush(self) -> None:
         """Let the second thread write what is in the journal and the memory only."""
         self._background.flush(self._journal.current if self._journal is not None else None)
-
-
-def _stopped(partition: Partition, error: OSError, retriable: bool) -> Failed:
-    partition.broken = True
-    sentence = f"Partition {partition.key} cannot be written and synced: {error}."
-    return Failed(partition, sentence, retriable)

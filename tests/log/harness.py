@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import uuid
@@ -167,8 +168,10 @@ class FailingDisk(Disk):
 
     def __init__(self) -> None:
         super().__init__()
+        self.room = True
         self.planted: list[tuple[str, OSError, str]] = []
         self.syncs: list[str] = []
+        self.writes: list[tuple[str, int, int]] = []
 
     def plant(self, act: str, error: OSError, path: str) -> None:
         self.planted.append((act, error, path))
@@ -178,12 +181,18 @@ class FailingDisk(Disk):
 
     def write(self, file: File, buffers: Any, position: int) -> None:
         self._fail("write", file)
+        self.writes.append((self._path(file), position, sum(map(len, buffers))))
         super().write(file, buffers, position)
 
     def sync(self, file: File) -> None:
         self.syncs.append(self._path(file))
         self._fail("sync", file)
         super().sync(file)
+
+    def preallocate(self, file: File, size: int) -> None:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().preallocate(file, size)
 
     def _fail(self, act: str, file: File) -> None:
         path = self._path(file)

@@ -7,7 +7,14 @@ from typing import Any
 
 from ledgerstream.limits import KIB
 from ledgerstream.log.disk import Disk
-from ledgerstream.log.journal import PAGE_BYTES, Journal, JournalContents, frame_bytes
+from ledgerstream.log.journal import (
+    FRAME_HEAD_BYTES,
+    PAGE_BYTES,
+    ROW_BYTES,
+    Journal,
+    JournalContents,
+    frame_bytes,
+)
 from ledgerstream.log.tail import Batch, placed
 from ledgerstream.wire.batches import parse_header, placed_prefix
 from tests.log.harness import batch_of, key_of
@@ -96,7 +103,8 @@ def test_a_stale_batch_under_a_new_table_is_not_taken_for_the_new_one(tmp_path: 
     assert offsets_in(tmp_path) == [0]
     path = tmp_path / "a.journal"
     second = path.read_bytes()
-    path.write_bytes(second[:200] + first[200:])
+    table = FRAME_HEAD_BYTES + ROW_BYTES
+    path.write_bytes(second[:table] + first[table:])
     assert offsets_in(tmp_path) == []
 
 

@@ -372,11 +372,12 @@ while True:
 """
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("mode", list(MODES))
-def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, mode: str) -> None:
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, mode: str, kills: int) -> None:
     chance = random.Random(mode)
     acknowledged: dict[str, int] = {}
-    for kill in range(6):
+    for kill in range(kills):
         acknowledged |= _append_until_killed(tmp_path / "data", mode, kill, chance)
         running = Running(tmp_path / "data", MODES[mode])
         for partition in running.store.partitions():

@@ -355,6 +355,46 @@ def test_a_segment_that_cannot_be_synced_keeps_its_journal(open_store: Open) -> 
     ]
 
 
+def test_without_room_for_a_journal_every_file_is_synced(open_store: Open) -> None:
+    disk = FailingDisk()
+    disk.room = False
+    running = open_store(JOURNAL, disk=disk)
+    logs = [running.create(index) for index in range(12)]
+    for log in logs:
+        running.append(log)
+    running.settle()
+    assert not running.fatal
+    assert running.store.stats.journal_rounds == 0
+    assert {log.segments[0].log.path for log in logs} <= set(disk.syncs)
+    disk.room = True
+    for log in logs:
+        running.append(log)
+    running.settle()
+    assert running.store.stats.journal_rounds > 0
+
+
+def test_after_a_failed_sync_the_next_start_writes_again_what_it_believes(
+    open_store: Open,
+) -> None:
+    """Pages that only the memory has may count as clean: a sync alone would not write them."""
+    disk = FailingDisk()
+    running = open_store(DIRECT, disk=disk)
+    partition = running.create()
+    running.write(partition, 2)
+    disk.plant("sync", BROKEN, "payments-0/")
+    running.append(partition)
+    running.until(lambda: partition.failure)
+    running.close()
+    assert (running.directory / "payments-0" / "unsynced").exists()
+    disk.heal()
+    disk.writes.clear()
+    running = open_store(DIRECT, disk=disk)
+    log = log_files(running.directory)[0]
+    assert (str(log), 0, log.stat().st_size) in disk.writes
+    assert read_all(running.partition()) == list(range(9))
+    assert not (running.directory / "payments-0" / "unsynced").exists()
+
+
 def test_a_partition_that_cannot_be_created_is_tried_again(open_store: Open) -> None:
     disk = FailingDisk()
     running = open_store(DIRECT, disk=disk)
