@@ -3,8 +3,10 @@
 Owns the declaration of a processor, its state, and the step that moves results and offsets into
 Postgres in one transaction. Never talks to a broker's insides: it reads the log as any client does.
 
-Read in this order: `processor` (what a user writes), `batch`, `state` over `keyed` (a table behind
-a hash index, with undo and digest) and `arena` (sliding windows), `machine` (one partition's pure
-step), `tables` and `pgcopy` (result rows and their bytes), then the edge: `source`, `sink`,
-`snapshot`, `worker`, `postgres`. `exactly-once` is the contract of `sink`.
+Read in this order. What a user writes: `processor`, `tables`, `kernels`. The pure half: `batch`,
+`state` over `keyed` (rows behind a hash index, with undo and digest) and `arena` (sliding windows),
+`pgcopy`, and `machine`, one partition's step. The edge: `source` (log to columns), `sink` (claims
+and the transaction of a step; `schema` has its tables, `faults` what can go wrong), `snapshot` and
+`restore`. What moves it: `worker`, then `streaming`, `committer`, `snapshotter` and `partitions`.
+Beside them: `postgres` and its `keeper`, `version`, `warm`.
 """

@@ -139,8 +139,7 @@ class KeyRows:
     def _reserve(self, rows: int) -> None:
         if rows <= len(self.rows):
             return
-        capacity = max(rows, 2 * self.count)
-        # Zeroed memory costs nothing until it is touched.
+        capacity = 2 * rows  # zeroed memory costs nothing until it is touched
         grown, mark = np.zeros((capacity, self.words), np.int64), np.zeros(capacity, np.int64)
         grown[: self.count] = self.rows[: self.count]
         mark[: self.count] = self._mark[: self.count]

@@ -12,7 +12,7 @@ from typing import Literal
 
 import structlog
 
-from ledgerstream.errors import StoppedPartition
+from ledgerstream.errors import DeliveryTimeout, KafkaError, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import Reload, TransientError
@@ -157,6 +157,11 @@ class Worker:
             await committer.sink.merge_audit()
         except (Reload, TransientError) as reason:
             log.warning("loading state again", processor=self._processor.name, why=str(reason))
+            return True
+        except (KafkaError, DeliveryTimeout) as error:
+            if isinstance(error, KafkaError) and not error.retriable:
+                raise
+            log.warning("log not there", processor=self._processor.name, why=str(error))
             return True
         finally:
             self._partitions.active.clear()

@@ -17,6 +17,7 @@ from ledgerstream.stream import snapshotter, streaming
 from ledgerstream.stream import worker as worker_module
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.processor import Keyed, Processor, Sliding, State, Topic
+from ledgerstream.stream.sink import Sink, Source
 from ledgerstream.stream.tables import Rows
 from ledgerstream.stream.worker import Progress, Worker
 from tests.stream.cutter import Cutter
@@ -153,6 +154,32 @@ async def test_a_worker_that_wakes_as_a_zombie_commits_nothing(database: str, wa
     assert await results(database) == wanted[1]
 
 
+async def test_a_partition_that_is_taken_over_leaves_the_other_running(
+    database: str, wanted: Any
+) -> None:
+    log = log_of(payments(4_000), 2)
+    thief = await Sink.connect(database, Spending.name)
+    theft: list[asyncio.Task[Any]] = []
+
+    def steal(progress: Progress) -> None:
+        if progress.commits == 2:
+            log.gate.clear()
+            theft.append(asyncio.create_task(claim()))
+
+    async def claim() -> None:
+        await thief.claim(Source("payments", TOPIC), [1], {1: 0})
+        log.gate.set()
+
+    worker = Worker(Spending, log, database, until="end", on_progress=steal)
+    progress = await worker.run()
+    await asyncio.gather(*theft)
+    assert progress.position[0] == log.ends[0]
+    assert progress.position[1] < log.ends[1]
+    await thief.close()
+    await Worker(Spending, log_of(payments(4_000), 2), database, until="end").run()
+    assert await results(database) == wanted[2]
+
+
 async def test_one_poison_record_is_one_dead_letter(database: str) -> None:
     rows = payments(4_000)
     log = log_of(rows)
@@ -246,6 +273,34 @@ async def test_a_crash_loses_the_memory_and_nothing_else(
         "(SELECT snapshot_id FROM ls_snapshots)",
     )
     assert orphans == [(0,)]
+
+
+async def test_a_restart_begins_from_a_snapshot_taken_while_streaming(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = dataclasses.replace(LIMITS, replay_ms_target=0, snapshot_share_max=0.99)
+    monkeypatch.setattr(snapshotter, "LIMITS", often)
+    rows = payments(1_000)
+    log = log_of(rows)
+
+    def crash_after_a_snapshot(progress: Progress) -> None:
+        if progress.snapshots:
+            run.cancel()
+        elif log.ends[0] < progress.position[0] + 1_000:
+            log.write(rows)
+
+    run = asyncio.create_task(
+        Worker(Spending, log, database, on_progress=crash_after_a_snapshot).run()
+    )
+    await asyncio.wait([run])
+    ((state_offset,),) = await fetch(
+        database, "SELECT max(state_offset) FROM ls_snapshots WHERE valid"
+    )
+    ((next_offset,),) = await fetch(database, "SELECT next_offset FROM ls_progress")
+    assert 0 < state_offset <= next_offset
+    log.log_start[0] = state_offset  # what lies before is not needed
+    progress = await Worker(Spending, log, database, until="end").run()
+    assert progress.events == log.ends[0] - next_offset
 
 
 async def test_stop_ends_at_a_step_with_a_snapshot(database: str) -> None:
