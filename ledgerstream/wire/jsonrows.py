@@ -16,7 +16,7 @@ import numpy as np
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.events import Column, Event, format_timestamp, parse_timestamp
-from ledgerstream.money import MINOR_DIGITS, parse_minor
+from ledgerstream.money import INT64_MAX, MINOR_DIGITS, parse_minor
 
 _SHAPE_AT = np.array([4, 7, 10, 13, 16, 19])
 _SHAPE = np.frombuffer(b"--T::Z", np.uint8)
@@ -125,7 +125,7 @@ def _minor(values: list[Decimal], currency: str) -> list[int]:
     digits = MINOR_DIGITS[currency]
     minor = [value.scaleb(digits) for value in values if value.is_finite()]
     whole = [int(value) for value in minor]
-    if len(whole) != len(values) or whole != minor:
+    if len(whole) != len(values) or whole != minor or any(abs(v) > INT64_MAX for v in whole):
         return [parse_minor(value, currency) for value in values]  # raises the sentence
     return whole
 
