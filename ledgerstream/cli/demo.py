@@ -120,12 +120,14 @@ class _Demo:
         import asyncpg
 
         from ledgerstream.cli.live import live
+        from ledgerstream.stream.warm import warm
         from ledgerstream.stream.worker import Worker
         from processors.fraud import Fraud
 
         _act(3, "Fraud: fifteen features, eleven rules and a score for each payment")
+        await asyncio.to_thread(warm, Fraud, _say)
         began = time.monotonic()
-        worker = Worker(Fraud, client, database, until="end", say=_say)
+        worker = Worker(Fraud, client, database, until="end")
         async with live(worker.progress):
             progress = await worker.run()
         seconds = time.monotonic() - began
