@@ -181,10 +181,11 @@ class Sink:
         self._source = source
         try:
             async with self.connection.transaction():
-                await self._add_progress(source, wanted, starts)
+                if held is None:
+                    await self._add_progress(source, wanted, starts)
                 epochs = await self._check_lineage(source, wanted)
                 if held is not None:
-                    wanted = [each for each in wanted if epochs[each] <= held[each]]
+                    wanted = [p for p in wanted if p in epochs and epochs[p] <= held[p]]
                 rows = await self.connection.fetch(
                     _CLAIM, self.processor, source.name, wanted, self.owner,
                     self.server.system_id, self.server.timeline,

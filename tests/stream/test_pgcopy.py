@@ -7,6 +7,7 @@ import struct
 import asyncpg
 import numpy as np
 import pytest
+from sqlalchemy import inspect
 from sqlalchemy.orm import Mapped
 
 from ledgerstream.errors import ConfigError
@@ -17,7 +18,7 @@ from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.pgcopy import HEADER, TRAILER, encode
 from ledgerstream.stream.processor import Topic
 from ledgerstream.stream.state import BadEvents
-from ledgerstream.stream.tables import Table
+from ledgerstream.stream.tables import ORIGIN, Table
 
 
 class Thing(Event):
@@ -152,6 +153,12 @@ def test_a_missing_column_and_a_wrong_shape_are_said() -> None:
         EachType.rows(batch, small=np.zeros(3, int), middle=0, note="")
     with pytest.raises(ConfigError, match=r"must be bool\[4\]"):
         EachType.rows(batch, where=np.arange(4), small=0, middle=0, note="")
+
+
+def test_where_a_row_came_from_identifies_it_without_a_constraint() -> None:
+    identity = inspect(EachType).primary_key
+    assert [column.name for column in identity] == list(ORIGIN)
+    assert len(EachType.relation().primary_key.columns) == 0
 
 
 async def test_a_table_that_is_there_with_other_columns_is_refused(database: str) -> None:

@@ -118,7 +118,7 @@ async def test_a_terminated_backend_changes_nothing(database: str, wanted: Any) 
         await fetch(
             database,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            "WHERE datname = current_database() AND application_name LIKE 'ledgerstream%'",
         )
 
     def after_commit(progress: Progress) -> None:
