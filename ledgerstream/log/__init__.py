@@ -1,13 +1,14 @@
 """The log: partitions as files, written in rounds, durable before anyone is told.
 
-The loop decides (`partition`, `producers`: where a batch goes, whether it is a repeat), one disk
-thread writes and syncs (`store`, `journal`), a second one syncs lazily behind it. The loop never
-opens or syncs a file, and only `disk` knows the operating system's calls. Nothing here knows of
-sockets, asyncio or the wall clock: `now_ms` comes in as an argument.
+The loop decides (`partition`, `producers`: where a batch goes, whether it is a repeat), the disk
+thread (`writer`) makes it durable, a second thread (`background`) syncs lazily behind it. The loop
+never opens or syncs a file, and only `disk` knows the operating system's calls. Nothing here knows
+of sockets, asyncio or the wall clock: `now_ms` is an argument, `Store.tick` the passing of time.
 
-Read `verdicts`, `config`, `producers`, `partition`; then `segment` and `index` (Kafka's file
-formats), `store` (the write round) and `journal`; then `recovery`. `validate` is what a client's
-batch has to pass before it gets here.
+Read `verdicts`, `config`, `producers`, `tail`, `partition`; then `segment` and `index` (Kafka's
+file formats); then `store`, `writer`, `journal`, `background`; then `loading` and `recovery` with
+the small files that they go by: `markers`, `snapshots`, `epochs`, `sealed`. `validate` is what a
+client's batch has to pass before it gets here.
 """
 
 from ledgerstream.log.config import LogConfig, PartitionKey

@@ -103,7 +103,10 @@ class OffsetIndex(_Index):
     def count_below(self, position: int, read: ReadAt) -> int:
         """How many entries of the file lie before `position`."""
         entries = _Integers(self._parts[0], self.entry_bytes, read)
-        return bisect_right(entries, position - 1, key=lambda entry: entry & _LOW)
+        count = bisect_right(entries, position - 1, key=lambda entry: entry & _LOW)
+        while count and entries[count - 1] == 0:
+            count -= 1  # never written: the file grew and its content was lost
+        return count
 
 
 def _position(entry: bytes | bytearray | None) -> int:

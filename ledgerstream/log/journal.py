@@ -191,7 +191,8 @@ class JournalContents:
         tag, crc = _HEAD.unpack_from(head)
         generation, count, size = _HEAD_REST.unpack_from(head, _HEAD.size)
         at = position + FRAME_HEAD_BYTES
-        table = self._disk.read_once(path, at, count * ROW_BYTES) if tag == TAG else b""
+        room = max(self._disk.size(path) - at, 0)
+        table = self._disk.read_once(path, at, min(count * ROW_BYTES, room)) if tag == TAG else b""
         if tag != TAG or crc32c(table, crc32c(head[_HEAD.size :])) != crc:
             return None
         return _FrameHead(generation, table, at + len(table), _pages(at + len(table) + size))

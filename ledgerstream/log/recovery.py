@@ -48,6 +48,7 @@ from ledgerstream.wire.batches import (
 
 log = structlog.get_logger("log")
 UNSYNCED_NAME = "unsynced"  # left by a failed sync: what is read may not be on the disk
+NEVER_WRITTEN = TimeEntry(0, 0)  # a file that grew and lost its content reads as zeros
 REMEDY = "Restore the directory from a copy, or delete the topic."
 _CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -179,11 +180,14 @@ class _Recovery:
 
     def _time_entries_below(self, segment: Segment, offset: int) -> int:
         relative = offset - segment.base_offset
-        return bisect_left(
+        count = bisect_left(
             range(len(segment.times)),
             relative,
             key=lambda at: self._time_entry(segment, at).relative_offset,
         )
+        while count and self._time_entry(segment, count - 1) == NEVER_WRITTEN:
+            count -= 1
+        return count
 
     def _time_entry(self, segment: Segment, at: int) -> TimeEntry:
         position = at * TIME_ENTRY_BYTES

@@ -15,34 +15,22 @@ from pathlib import Path
 
 import structlog
 
-from ledgerstream.errors import CorruptError
 from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.log.background import Background, Failed, Save
 from ledgerstream.log.config import LogConfig, PartitionKey
 from ledgerstream.log.disk import Disk, File
 from ledgerstream.log.epochs import Epochs
-from ledgerstream.log.journal import Journal, JournalContents, JournalRow
-from ledgerstream.log.markers import (
-    DELETED_SUFFIX,
-    PartitionSummary,
-    Point,
-    read_checkpoint,
-    read_clean,
-    read_key,
-    remove_clean,
-    write_checkpoint,
-    write_clean,
-)
+from ledgerstream.log.journal import Journal
+from ledgerstream.log.loading import Loading, summary_of
+from ledgerstream.log.markers import Point, remove_clean, write_checkpoint, write_clean
 from ledgerstream.log.partition import Partition, State
 from ledgerstream.log.producers import Producers
-from ledgerstream.log.recovery import Journaled, recover
 from ledgerstream.log.segment import Segment
-from ledgerstream.log.snapshots import KEPT, read_snapshot
+from ledgerstream.log.snapshots import KEPT
 from ledgerstream.log.tail import Batch, TailCache
 from ledgerstream.log.writer import Repair, Stats, Writer
 
 log = structlog.get_logger("log")
-STRAY_SUFFIX = ".stray"
 
 
 class Store:
@@ -142,105 +130,30 @@ class Store:
     def _write_markers(self) -> None:
         write_checkpoint(self.disk, self.directory, self._points())
         summaries = [
-            _summary(partition)
+            summary_of(partition)
             for partition in self._partitions.values()
             if partition.failure is None and not partition.broken
         ]
         write_clean(self.disk, self.directory, summaries)
 
     def _load(self) -> tuple[int, list[str]]:
-        """Take the partitions from the marker or from their files.
-
-        (the highest journal generation so far, directories that are to be removed)
-        """
-        disk, root = self.disk, self.directory
-        names = disk.directories(str(root))
-        clean = {summary.key.directory: summary for summary in read_clean(disk, root)}
-        points = read_checkpoint(disk, root)
-        journals = JournalContents(disk, root)
-        rows = None
-        for name in names:
-            summary = clean.get(name)
-            if summary is not None and self._open_clean(summary):
-                continue
-            key = read_key(disk, root, name)
-            if key is not None:
-                rows = journals.rows() if rows is None else rows
-                self._recover(key, points, journals, rows)
-            elif not name.endswith((DELETED_SUFFIX, STRAY_SUFFIX)):
-                self._put_aside(name)
-        write_checkpoint(disk, root, self._points())
-        remove_clean(disk, root)
+        """(the highest journal generation so far, directories that are to be removed)"""
+        loading = Loading(self.disk, self.limits, self.directory)
+        for found in loading.run():
+            partition = self._add(found.key, found.state)
+            partition.fresh = found.recovered
+            if found.failure is not None:
+                partition.recovery_point = found.point.recovery_point
+                partition.broken = True
+                partition.stop(found.failure, retriable=False)
+                log.error("partition stopped", partition=str(found.key), why=found.failure)
+        write_checkpoint(self.disk, self.directory, self._points())
+        remove_clean(self.disk, self.directory)
         if any(partition.failure for partition in self._partitions.values()):
-            journals.set_aside()
+            loading.journals.set_aside()
         else:
-            journals.recycle()
-        deleted = [str(root / name) for name in names if name.endswith(DELETED_SUFFIX)]
-        return journals.generation, deleted
-
-    def _open_clean(self, summary: PartitionSummary) -> bool:
-        directory = str(self.directory / summary.key.directory)
-        last = Segment.from_summary(directory, summary.segments[-1])
-        producers: Producers | None = Producers()
-        if summary.snapshot_offsets:
-            producers = read_snapshot(self.disk, directory, summary.snapshot_offsets[-1])
-        if producers is None or self.disk.size(last.log.path) != last.size:
-            return False  # somebody changed it while nobody was looking
-        state = State(
-            [Segment.from_summary(directory, segment) for segment in summary.segments],
-            summary.log_start_offset,
-            summary.next_offset,
-            Epochs(summary.epochs),
-            producers,
-            tuple(summary.snapshot_offsets),
-        )
-        self._add(summary.key, state)
-        return True
-
-    def _recover(
-        self,
-        key: PartitionKey,
-        points: dict[bytes, Point],
-        journals: JournalContents,
-        rows: dict[bytes, list[JournalRow]],
-    ) -> None:
-        point = points.get(key.identity, Point(key.identity, 0, 0, 0))
-        directory = str(self.directory / key.directory)
-        try:
-            state = recover(
-                self.disk,
-                self.limits,
-                directory,
-                point,
-                journaled=Journaled(journals, rows.get(key.identity, ())),
-            )
-        except (CorruptError, OSError) as error:
-            start = max(point.recovery_point, point.log_start_offset)
-            state = State(
-                [Segment(directory, start)],
-                point.log_start_offset,
-                start,
-                Epochs(),
-                Producers(),
-                (),
-            )
-            partition = self._add(key, state)
-            partition.recovery_point = point.recovery_point
-            partition.broken = True
-            partition.stop(f"Partition {key} cannot be recovered: {error}", retriable=False)
-            log.error("partition stopped", partition=str(key), why=partition.failure)
-            return
-        self._add(key, state).fresh = True
-
-    def _put_aside(self, name: str) -> None:
-        """A directory that nothing says the partition of; an empty one is a creation cut short."""
-        path = str(self.directory / name)
-        files = self.disk.names(path)
-        if any(self.disk.size(f"{path}/{file}") for file in files if file.endswith(".log")):
-            self.disk.rename(path, path + STRAY_SUFFIX)
-            log.error("directory without a topic id put aside", path=path + STRAY_SUFFIX)
-        else:
-            self.disk.remove(path)
+            loading.journals.recycle()
+        return loading.journals.generation, loading.deleted
 
     # partitions
 
@@ -420,19 +333,6 @@ class Store:
                 partition.stop(sentence, retriable=False)
             self._on_round(self.partitions())
             self._on_fatal(sentence)
-
-
-def _summary(partition: Partition) -> PartitionSummary:
-    return PartitionSummary(
-        partition.key.topic,
-        partition.key.topic_id.bytes,
-        partition.key.index,
-        partition.log_start_offset,
-        partition.next_offset,
-        [segment.summary() for segment in partition.segments],
-        partition.epochs.starts(),
-        list(partition.snapshot_offsets),
-    )
 
 
 def _nobody(_: object) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ledgerstream.errors import CorruptError
-from ledgerstream.log import Appended, Repeat, Store
+from ledgerstream.log import Appended, LogConfig, Repeat, Store
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.markers import CHECKPOINT_NAME, CLEAN_NAME, Point
 from ledgerstream.log.recovery import recover
@@ -193,6 +193,35 @@ def test_rebuilt_indexes_equal_the_live_ones(open_store: Open, tmp_path: Path) -
         (directory / name).unlink()
     recover(Disk(), limits, str(directory))
     assert {name: (directory / name).read_bytes() for name in names} == live
+
+
+def test_index_entries_that_a_power_cut_left_as_zeros_are_dropped(
+    open_store: Open, tmp_path: Path
+) -> None:
+    limits = replace(DIRECT, segment_bytes=10**9)
+    running = open_store(limits)
+    partition = running.create(config=LogConfig(index_interval_bytes=1_000))
+    for i in range(300):
+        running.append(partition, time=1_000 + 10 * i)
+    running.settle()
+    running.drain()
+    running.store.tick(10_000)
+    running.drain()
+    recovery_point = partition.recovery_point
+    assert 0 < recovery_point < partition.next_offset
+    times = [partition.offset_for_time(t, 900) for t in range(900, 4_100, 50)]
+    running.abandon()
+    for suffix in (INDEX, TIME_INDEX):
+        for path in log_files(tmp_path / "data", suffix):
+            path.write_bytes(path.read_bytes() + bytes(1_200))
+    partition = open_store(limits).partition()
+    assert [partition.offset_for_time(t, 900) for t in range(900, 4_100, 50)] == times
+    for suffix, size in ((INDEX, 8), (TIME_INDEX, 12)):
+        (path,) = log_files(tmp_path / "data", suffix)
+        content = path.read_bytes()
+        entries = [content[at : at + size] for at in range(0, len(content), size)]
+        assert entries == sorted(set(entries))
+        assert bytes(size) not in entries
 
 
 def test_recovery_is_the_same_the_second_time(open_store: Open, tmp_path: Path) -> None:
