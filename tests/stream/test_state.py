@@ -73,8 +73,8 @@ def apply(state: State, rows: np.ndarray, first: int) -> tuple[dict[str, np.ndar
 
 
 def run(rows: np.ndarray, cuts: list[int], chaos: Iterator[int] | None = None) -> Seen:
-    """Process rows cut into batches; chaos: 1 and 2 undo and redo a batch, or two, 3 restores from
-    a dump."""
+    """Process rows cut into batches; chaos: 1 and 2 undo one batch, or two; 2 and 3
+    restore from a dump; 4 leaves the batch open."""
     state = State(RESOLVED)
     bounds = sorted({0, len(rows), *cuts})
     seen = []
@@ -84,13 +84,13 @@ def run(rows: np.ndarray, cuts: list[int], chaos: Iterator[int] | None = None) -
         if act in (1, 2):
             before = state.digest()
             for _ in range(act):
-                state.begin(len(part))
-                apply(state, part[::-1].copy(), first)
+                state.begin(len(rows))
+                apply(state, rows[::-1].copy(), first)  # other keys too than what comes next
                 state.seal()
             for _ in range(act):
                 state.rollback()
             assert state.digest() == before
-        if act == 3:
+        if act in (2, 3):
             dump = {name: {k: v.copy() for k, v in d.items()} for name, d in state.dump().items()}
             before, state = state.digest(), State(RESOLVED)
             state.load(dump)
