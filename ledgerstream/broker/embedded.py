@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,16 +16,26 @@ from types import TracebackType
 from typing import Any, Self
 
 from ledgerstream.errors import DirectoryInUse, LedgerStreamError
-from ledgerstream.limits import LIMITS
+from ledgerstream.limits import LIMITS, MIB
+
+LOG_NAME = "broker.log"
+LOG_BYTES_MAX = 16 * MIB  # an older log is begun anew at the next start
+LINES = 200
 
 
 class Broker:
     """A broker process that this one started; it stops when this process ends, however it ends."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, host: str, port: int, metrics_port: int | None
+        self,
+        process: asyncio.subprocess.Process,
+        log_file: Path,
+        host: str,
+        port: int,
+        metrics_port: int | None,
     ) -> None:
         self.process = process
+        self.log_file = log_file
         self.host, self.port, self.metrics_port = host, port, metrics_port
 
     @classmethod
@@ -48,28 +59,26 @@ class Broker:
             for name, value in values.items()
             if value is not None
         ]
+        log_file = Path(path) / LOG_NAME
+        log = await asyncio.to_thread(_open_log, log_file)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "ledgerstream.broker.run", "--report", *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=log,
             start_new_session=True,  # Ctrl-C in a terminal is for the parent to act on
         )  # fmt: skip
-        assert process.stdout is not None and process.stderr is not None
-        words = _Words(process.stderr)
+        os.close(log)
+        assert process.stdout is not None
         line = await process.stdout.readline()
         if not line:
             code = await process.wait()
-            said = await words.all()
+            said = "\n".join(_last_lines(log_file))
             if code == DirectoryInUse.exit_code:
                 raise DirectoryInUse(said.removeprefix("error: "))
             raise LedgerStreamError(f"The broker on {path} did not start: {said}")
         where = json.loads(line)
-        broker = cls(process, where["host"], where["port"], where["metrics_port"])
-        broker._words = words
-        return broker
-
-    _words: _Words
+        return cls(process, log_file, where["host"], where["port"], where["metrics_port"])
 
     @property
     def address(self) -> str:
@@ -82,7 +91,7 @@ class Broker:
     @property
     def log_lines(self) -> list[str]:
         """The last lines of the broker's log, JSON each."""
-        return self._words.lines
+        return _last_lines(self.log_file)
 
     async def stop(self) -> None:
         """Finish what was accepted, snapshot, end. Does nothing if it has ended."""
@@ -103,7 +112,6 @@ class Broker:
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
-        await self._words.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,24 +125,16 @@ class Broker:
         await self.stop()
 
 
-class _Words:
-    """Keeps the last lines that a process wrote, so that its pipe never fills."""
+def _open_log(path: Path) -> int:
+    """A file and not a pipe: a pipe that nobody empties would stop the broker."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
+        mode |= os.O_TRUNC
+    return os.open(path, mode, 0o644)
 
-    LINES_MAX = 200
 
-    def __init__(self, stream: asyncio.StreamReader) -> None:
-        self.lines: list[str] = []
-        self._task = asyncio.ensure_future(self._read(stream))
-
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        async for line in stream:
-            self.lines.append(line.decode(errors="replace").rstrip())
-            del self.lines[: -self.LINES_MAX]
-
-    async def all(self) -> str:
-        await self._task
-        return "\n".join(self.lines)
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+def _last_lines(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 64 * 1024, 0))
+        return file.read().decode(errors="replace").splitlines()[-LINES:]

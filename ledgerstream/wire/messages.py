@@ -98,7 +98,9 @@ def _skip_tags(frame: Buffer, at: int) -> int:
 
 def read_request(header: RequestHeader, frame: Buffer) -> Any:
     """kio's message. Raises ProtocolError for bytes that are not it."""
-    return _read(request_type(header.api_key, header.version), frame, header.body_at)
+    message = _read(request_type(header.api_key, header.version), frame, header.body_at)
+    _check_arrays(message)
+    return message
 
 
 def read_response(api: int, version: int, frame: Buffer) -> Any:
@@ -117,6 +119,33 @@ def _read(schema: Any, frame: Buffer, at: int) -> Any:
         raise ProtocolError(
             f"A {schema.__name__} v{schema.__version__} is malformed: {error!r}"
         ) from error
+
+
+def _check_arrays(entity: Any) -> None:
+    """kio lets null pass for any array; only where the schema allows it is it meant."""
+    schema: Any = type(entity)
+    for name, nullable, nested in _arrays(schema):
+        items = getattr(entity, name)
+        if items is None:
+            if not nullable:
+                raise ProtocolError(f"{schema.__name__} has no {name}.")
+        elif nested:
+            for item in items:
+                _check_arrays(item)
+
+
+@cache
+def _arrays(schema: Any) -> tuple[tuple[str, bool, bool], ...]:
+    """(field, may it be null, have its elements arrays) of each array of an entity."""
+    found = []
+    for name, hint in typing.get_type_hints(schema).items():
+        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        array = next((part for part in parts if typing.get_origin(part) is tuple), None)
+        if array is not None:
+            element: Any = typing.get_args(array)[0]
+            nested = hasattr(element, "__type__") and bool(_arrays(element))
+            found.append((name, type(None) in parts, nested))
+    return tuple(found)
 
 
 def write_response(api: int, version: int, correlation_id: int, fields: Mapping[str, Any]) -> bytes:
