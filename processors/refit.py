@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ledgerstream.cli.tabular import read
+from ledgerstream.client.tabular import read
 from ledgerstream.events import parse_timestamp
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.state import State

@@ -24,7 +24,7 @@ MAY: dict[str, set[str]] = {
     "local": GROUND | {"wire", "client", "stream", "broker"},
     "cli": GROUND
     | {"wire", "client", "stream", "broker", "local", "topicconfig", "processors", "risk"},
-    "processors": GROUND | {"stream", "risk"},
+    "processors": GROUND | {"stream", "client", "risk"},
     "risk": set(),
     "": set(),  # the package itself imports nothing until asked
 }

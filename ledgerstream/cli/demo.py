@@ -61,7 +61,7 @@ def demo(
     from processors.payments import Payment, Simulation
 
     if data is not None:
-        from ledgerstream.cli.tabular import read
+        from ledgerstream.client.tabular import read
 
         pieces: Iterator[tuple[np.ndarray, float]] = read(data, Payment)
         what = f"the payments of {data.name}"

@@ -53,7 +53,7 @@ def import_(
     A field takes the column of its name or alias. Money is read from its digits, exactly.
     """
     from ledgerstream.cli.session import fill, open_log, run_async
-    from ledgerstream.cli.tabular import read
+    from ledgerstream.client.tabular import read
     from ledgerstream.events import Event
 
     kind = options.load(event, Event)

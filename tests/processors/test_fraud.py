@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.tree import DecisionTreeClassifier
 
 import ledgerstream
-from ledgerstream.cli.tabular import read
+from ledgerstream.client.tabular import read
 from processors.fraud import Fraud, FraudAlert, ScoredPayment
 from processors.payments import Payment, Simulation
 from processors.refit import fit, scored, training_week

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pydantic import Field
 
-from ledgerstream.cli.tabular import read
+from ledgerstream.client.tabular import read
 from ledgerstream.errors import ConfigError, DecodeError, LedgerStreamError
 from ledgerstream.events import Event, Int16, Text, Timestamp, parse_timestamp
 from ledgerstream.money import EUR, JPY
