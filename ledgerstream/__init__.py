@@ -25,7 +25,7 @@ _HOMES = {
     "kernel": "ledgerstream.stream.kernels",
     "Broker": "ledgerstream.broker.embedded",
     "Client": "ledgerstream.client",
-    "local": "ledgerstream.local",
+    "local": "ledgerstream.sandbox",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -21,9 +21,9 @@ MAY: dict[str, set[str]] = {
     "client": GROUND | {"wire"},
     "broker": GROUND | {"wire"} | CORES,
     "stream": GROUND | {"wire", "client"},
-    "local": GROUND | {"wire", "client", "stream", "broker"},
+    "sandbox": GROUND | {"wire", "client", "stream", "broker"},
     "cli": GROUND
-    | {"wire", "client", "stream", "broker", "local", "topicconfig", "processors", "risk"},
+    | {"wire", "client", "stream", "broker", "sandbox", "topicconfig", "processors", "risk"},
     "processors": GROUND | {"stream", "client", "risk"},
     "risk": set(),
     "": set(),  # the package itself imports nothing until asked
@@ -67,7 +67,7 @@ PUBLIC = {
     "Event": "events", "Timestamp": "events", "Text": "events", "Topic": "stream",
     "Processor": "stream", "Rows": "stream", "Sliding": "stream", "State": "stream",
     "Table": "stream", "Keyed": "stream", "kernel": "stream", "Broker": "broker",
-    "Client": "client", "local": "local",
+    "Client": "client", "local": "sandbox",
 }  # fmt: skip
 
 

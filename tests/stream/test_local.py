@@ -65,3 +65,14 @@ def test_a_log_and_a_database_of_ones_own() -> None:
     assert last["payment_id"].tolist() == [3, 4]
     assert whole["at"].tolist() == list(times)
     assert not path.exists()
+
+
+def test_the_door_stays_open_however_often_it_is_used() -> None:
+    """A module of the same name would take the function's place once it is imported."""
+    import importlib
+
+    import ledgerstream
+
+    importlib.import_module(ledgerstream.local.__module__)
+    assert callable(ledgerstream.local)
+    assert callable(ledgerstream.kernel)
