@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import asyncpg
+import structlog
 
-from ledgerstream.errors import ConfigError, StoppedPartition
+from ledgerstream.errors import ConfigError, LedgerStreamError, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import schema
 from ledgerstream.stream.faults import TransientError, classified, overtaken
@@ -24,6 +25,7 @@ from ledgerstream.stream.machine import Piece, clip
 from ledgerstream.stream.pgcopy import HEADER, TRAILER
 from ledgerstream.stream.tables import Table
 
+log = structlog.get_logger()
 UNKNOWN_SYSTEM = 0
 
 
@@ -253,7 +255,7 @@ class Sink:
             )
         self._commits += 1
         if self._commits % LIMITS.audit_merge_steps == 0:
-            await self.merge_audit()
+            await self._tidy()
 
     async def merge_audit(self) -> None:
         """Keep the audit's size bounded."""
@@ -266,6 +268,13 @@ class Sink:
                 )  # fmt: skip
         except BaseException as error:
             raise classified(error) from error
+
+    async def _tidy(self) -> None:
+        """Merge the audit; the step before it is committed, so it must not fail for this."""
+        try:
+            await self.merge_audit()
+        except (LedgerStreamError, asyncpg.PostgresError) as error:
+            log.warning("audit not merged", processor=self.processor, error=str(error))
 
     async def accept_code(self, claim: Claim, first_offset: int) -> None:
         """Record that [first_offset, next_offset) was replayed with this code by consent."""

@@ -68,6 +68,27 @@ EARLIEST, LATEST = -2, -1  # Kafka's timestamps for ListOffsets
 OFFSET_OUT_OF_RANGE = 1  # Kafka's error: the log no longer has the offset
 
 
+def lost_by_log(
+    topic: str, partition: int, position: int, start: int, end: int
+) -> Exception | None:
+    """Why a partition cannot go on at `position` in a log of [start, end); None if it can."""
+    where = f"{topic}-{partition} stopped at offset {position:,}.\n  "
+    if position < start:
+        return StoppedPartition(
+            f"{where}The log begins at {start:,}: retention removed {start - position:,} events "
+            "before they were processed.",
+            "Restore them, or give the processor another name and let it begin anew.",
+        )
+    if position > end:
+        return StoppedPartition(
+            f"{where}The log ends at {end:,}: {position - end:,} events that were counted are no "
+            "longer in it, and what is written now would be taken for them.",
+            "Bring back the log that held them, or give the processor another name and let it "
+            "begin anew.",
+        )
+    return None
+
+
 class Decoder:
     """Chunks of one topic to inputs of steps. Pure."""
 

@@ -14,14 +14,23 @@ from typing import TypeVar
 
 import structlog
 
-from ledgerstream.errors import DeliveryTimeout, KafkaError, Overtaken, StoppedPartition
+from ledgerstream.errors import DeliveryTimeout, KafkaError, Overtaken
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import DataError, Reload, TransientError
 from ledgerstream.stream.machine import Input, Piece, join
 from ledgerstream.stream.partitions import Partitions
 from ledgerstream.stream.snapshotter import Snapshotter
-from ledgerstream.stream.source import OFFSET_OUT_OF_RANGE, Chunk, Decoder, Log, Reader
+from ledgerstream.stream.source import (
+    EARLIEST,
+    LATEST,
+    OFFSET_OUT_OF_RANGE,
+    Chunk,
+    Decoder,
+    Log,
+    Reader,
+    lost_by_log,
+)
 from ledgerstream.stream.threads import Compute
 
 log = structlog.get_logger()
@@ -32,7 +41,7 @@ class Stream:
     """Moves partitions forward until `stopping`, or until each has reached its end in `ends`.
 
     on_commit: told of each committed step and how many seconds its commit took.
-    starts:    asks the log where each partition begins now.
+    offsets:   asks the log where each partition begins (EARLIEST) or ends (LATEST) now.
     """
 
     def __init__(
@@ -46,7 +55,7 @@ class Stream:
         stopping: asyncio.Event,
         ends: Mapping[int, int] | None,
         on_commit: Callable[[Sequence[Piece], float], None],
-        starts: Callable[[], Awaitable[Mapping[int, int]]],
+        offsets: Callable[[int], Awaitable[Mapping[int, int]]],
     ) -> None:
         self._log = log
         self._decoder = decoder
@@ -57,7 +66,7 @@ class Stream:
         self._stopping = stopping
         self._ends = ends
         self._on_commit = on_commit
-        self._starts = starts
+        self._offsets = offsets
         self._reader: Reader | None = None
         self._reading: set[int] = set()
         self._fetch: asyncio.Task[Chunk | None] | None = None
@@ -135,7 +144,7 @@ class Stream:
             return fetch.result()
         except (KafkaError, DeliveryTimeout) as error:
             if isinstance(error, KafkaError) and error.code == OFFSET_OUT_OF_RANGE:
-                await self._stop_outrun()
+                await self._stop_lost()
                 return None
             if isinstance(error, KafkaError) and not error.retriable:
                 raise
@@ -143,18 +152,15 @@ class Stream:
             await asyncio.sleep(LIMITS.retry_ms_max / 1_000)
             return None
 
-    async def _stop_outrun(self) -> None:
-        """Stop the partitions whose next events retention has removed."""
-        starts = await self._starts()
+    async def _stop_lost(self) -> None:
+        """Stop the partitions whose next events the log does not have, or not any more."""
+        starts, ends = await self._offsets(EARLIEST), await self._offsets(LATEST)
         for number, each in list(self._partitions.active.items()):
-            gone = starts[number] - each.machine.position
-            if gone > 0:
-                error = StoppedPartition(
-                    f"{self._partitions.topic}-{number} stopped at offset {each.committed:,}.\n"
-                    f"  The log begins at {starts[number]:,}: retention removed {gone:,} events "
-                    "before they were processed.",
-                    "Restore them, or give the processor another name and let it begin anew.",
-                )
+            position = each.machine.position
+            error = lost_by_log(
+                self._partitions.topic, number, position, starts[number], ends[number]
+            )
+            if error is not None:
                 self._partitions.stop(number, error)
 
     # -- compute
@@ -233,9 +239,11 @@ class Stream:
                 await self._bisect(half)
 
     def _note(self, pieces: Sequence[Piece], seconds: float) -> None:
-        """Pieces are committed."""
+        """Pieces are committed; the partitions of some may have stopped since."""
         for piece in pieces:
-            self._partitions.active[piece.partition].settle(piece)
+            partition = self._partitions.active.get(piece.partition)
+            if partition is not None:
+                partition.settle(piece)
         self._snapshotter.note_commit()
         self._on_commit(pieces, seconds)
 

@@ -24,7 +24,7 @@ from ledgerstream.stream.retries import pauses, retried
 from ledgerstream.stream.sink import Sink, Source
 from ledgerstream.stream.snapshot import Snapshots
 from ledgerstream.stream.snapshotter import Snapshotter
-from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log
+from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log, lost_by_log
 from ledgerstream.stream.streaming import Stream, cancelled
 from ledgerstream.stream.threads import Compute
 from ledgerstream.stream.version import code_version
@@ -194,7 +194,11 @@ class Worker:
             await sink.topic_number(self._source), sink, snapshots, self._log, self._decoder,
             self._compute,
         )  # fmt: skip
+        ends = await self._offsets(LATEST)
         for number, claim in sorted(claims.items()):
+            if lost := lost_by_log(self._source.name, number, claim.next_offset, 0, ends[number]):
+                self._partitions.stop(number, lost)
+                continue
             began = time.perf_counter()
             try:
                 machine, snapshot_at = await restorer.restore(claim)
@@ -213,13 +217,14 @@ class Worker:
         taken = self.progress.snapshots
         return Stream(
             self._log, self._decoder, self._partitions, self._compute, committer, snapshotter,
-            self._stopping, self._ends, note, lambda: self._offsets(EARLIEST),
+            self._stopping, self._ends, note, self._offsets,
         )  # fmt: skip
 
     def _note(self, pieces: Sequence[Piece], seconds: float) -> None:
         progress = self.progress
         for piece in pieces:
-            log_end = self._partitions.active[piece.partition].log_end
+            partition = self._partitions.active.get(piece.partition)
+            log_end = piece.stop if partition is None else partition.log_end
             progress.events += piece.events
             progress.dead += len(piece.dead)
             progress.position[piece.partition] = piece.stop

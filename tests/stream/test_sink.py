@@ -184,3 +184,22 @@ async def test_the_audit_is_merged_and_keeps_its_sums(
     )
     assert steps == [(0, 25, 25, 25), *((n, n + 1, 1, 1) for n in range(25, 30))]
     await sink.close()
+
+
+async def test_an_audit_that_cannot_be_merged_does_not_fail_the_step_before(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = dataclasses.replace(LIMITS, audit_merge_steps=1, audit_rows_kept=0)
+    monkeypatch.setattr(sink_module, "LIMITS", limits)
+    sink = await sink_of(database)
+    await sink.connection.execute(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+           $$BEGIN RAISE 'not now' USING ERRCODE = 'deadlock_detected'; END$$;
+           CREATE TRIGGER refuse BEFORE DELETE ON ls_steps EXECUTE FUNCTION refuse()"""
+    )
+    machine = await machine_of(sink)
+    for start in range(3):
+        await sink.commit([machine.step(given(payments(3)[start : start + 1], start))])
+        machine.forget()
+    await sink.close()
+    assert await rows_of(database, "SELECT next_offset FROM ls_progress") == [(3,)]

@@ -344,6 +344,29 @@ async def test_a_processor_that_raises_stops_its_partition_and_no_other(database
     assert (1_234,) not in ids
 
 
+async def test_what_was_computed_before_a_processor_raised_is_committed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that commit is still under way, or due, when the partition stops."""
+    monkeypatch.setattr(streaming, "LIMITS", LIMITS)
+    slow = Sink.commit
+
+    async def commit(sink: Sink, pieces: Any) -> None:
+        await asyncio.sleep(0.02)  # meanwhile the next chunks are computed
+        await slow(sink, pieces)
+
+    monkeypatch.setattr(Sink, "commit", commit)
+    rows = payments(4_000)
+    log = log_of(rows, 2)
+    sick = int(log.codec.hashes(rows[1_234:1_235])[0]) % 2
+    worker = Worker(Fragile, log, database, until="end")
+    with pytest.raises(StoppedPartition, match=r"Fragile\.process raised") as stopped:
+        await worker.run()
+    assert worker.progress.position[1 - sick] == log.ends[1 - sick]
+    said = f"stopped at offset {worker.progress.position[sick]:,}."
+    assert said in str(stopped.value)
+
+
 async def test_keys_from_another_partitioner_stop_with_the_setting_to_change(
     database: str,
 ) -> None:
@@ -395,6 +418,14 @@ async def test_events_that_retention_removed_unread_stop(database: str) -> None:
     log.log_start[0] = 1_200
     with pytest.raises(StoppedPartition, match="200 events before they were processed"):
         await Worker(Spending, log, database, until="end").run()
+
+
+async def test_a_log_that_lost_what_was_counted_stops(database: str) -> None:
+    await Worker(Spending, log_of(payments(1_000)), database, until="end").run()
+    shorter = log_of(payments(900))
+    with pytest.raises(StoppedPartition, match="100 events that were counted are no longer in it"):
+        await Worker(Spending, shorter, database, until="end").run()
+    assert await fetch(database, "SELECT next_offset FROM ls_progress") == [(1_000,)]
 
 
 async def test_a_changed_state_declaration_is_refused(database: str) -> None:
