@@ -7,6 +7,7 @@ it. `retrying` asks until it works, the error is final, or the time limit is ove
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class Cluster:
             task = asyncio.ensure_future(self._open(broker))
             self._opening[broker] = task
             task.add_done_callback(lambda _: self._opening.pop(broker, None))
-        return await asyncio.shield(task)
+        return await _shared(task)
 
     async def dedicated(self, broker: int) -> Connection:
         """A connection of the caller's own, for replies that are waited for; its to close."""
@@ -114,7 +115,7 @@ class Cluster:
             try:
                 opened = await Connection.open(host, port, self.client_id, self.limits)
             except TRANSPORT_ERRORS as error:
-                failure = ConnectionError(f"No broker answers at {host}:{port} ({error}).")
+                failure = ConnectionError(f"No broker answers at {host}:{port} ({words(error)}).")
                 continue
             self._connections[broker] = opened
             return opened
@@ -133,10 +134,8 @@ class Cluster:
 
         `create` lets the broker create it if it does so by itself; `fresh` asks in any case.
         """
-        now = asyncio.get_running_loop().time()
-        known = self.topics.get(name)
-        young = now - self._read_at.get(name, 0) < self.limits.metadata_age_ms_max / 1000
-        if known is not None and young and not fresh:
+        known = self._fresh(name)
+        if known is not None and not fresh:
             return known
         key = (name, create)
         task = self._refresh.get(key)
@@ -146,7 +145,18 @@ class Cluster:
             )
             self._refresh[key] = task
             task.add_done_callback(lambda _: self._refresh.pop(key, None))
-        return await asyncio.shield(task)
+        return await _shared(task)
+
+    def known_leader(self, topic: str, partition: int) -> int | None:
+        """The leader as far as it is known; None where `topic` has to be asked first."""
+        known = self._fresh(topic)
+        broker = -1 if known is None else known.leaders.get(partition, -1)
+        return broker if broker in self.brokers else None
+
+    def _fresh(self, name: str) -> KnownTopic | None:
+        """What is known of a topic, unless it is old or has proved wrong."""
+        age = asyncio.get_running_loop().time() - self._read_at.get(name, -math.inf)
+        return self.topics.get(name) if age * 1000 < self.limits.metadata_age_ms_max else None
 
     def forget(self, name: str) -> None:
         """What is known of a topic has proved wrong."""
@@ -234,7 +244,8 @@ class Cluster:
         pause_ms = float(self.limits.retry_first_ms)
         while True:
             try:
-                return await attempt()
+                async with asyncio.timeout_at(deadline):
+                    return await attempt()
             except KafkaError as error:
                 if not error.retriable:
                     raise
@@ -248,7 +259,23 @@ class Cluster:
             pause = pause_ms * self._random.uniform(0.8, 1.2) / 1000
             if loop.time() + pause > deadline:
                 raise DeliveryTimeout(
-                    f"{what}: no success within {limit_ms / 1000:.0f} s; last: {last}"
+                    f"{what}: no success within {limit_ms / 1000:g} s; last: {words(last)}"
                 ) from last
             await asyncio.sleep(pause)
             pause_ms = min(pause_ms * 2, self.limits.retry_ms_max)
+
+
+async def _shared(task: asyncio.Task[T]) -> T:
+    """The result of a task that others wait for as well: cancelling the caller leaves it alone."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        waiter = asyncio.current_task()
+        if task.cancelled() and waiter is not None and not waiter.cancelling():
+            raise ConnectionError("The client is closed.") from None
+        raise
+
+
+def words(error: BaseException) -> str:
+    """What an error says; its name, where it says nothing."""
+    return str(error) or type(error).__name__

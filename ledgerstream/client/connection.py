@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ledgerstream.errors import LedgerStreamError, ProtocolError
+from ledgerstream.errors import DecodeError, LedgerStreamError, ProtocolError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import messages
 from ledgerstream.wire.batches import Buffer
@@ -47,13 +47,11 @@ class Connection(asyncio.BufferedProtocol):
         self.client_id = client_id
         self.limits = limits
         self.versions: dict[Api, int] = {}
-        self._frames = Frames(2**31 - 1)
+        self._frames = Frames(limits.frame_bytes_max)
         self._waiting: dict[int, asyncio.Future[Buffer]] = {}
         self._next_id = 0
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
 
     @classmethod
     async def open(cls, host: str, port: int, client_id: str, limits: Limits) -> Connection:
@@ -80,10 +78,17 @@ class Connection(asyncio.BufferedProtocol):
         LedgerStreamError if the broker does not speak the API at all.
         """
         version = self.version(api)
-        frame = messages.write_request(api, version, self.take_id(), self.client_id, fields)
-        return messages.read_response(
-            api, version, await self.exchange(self._next_id, [frame], timeout_ms)
-        )
+        correlation_id = self.take_id()
+        frame = messages.write_request(api, version, correlation_id, self.client_id, fields)
+        return self.read(api, version, await self.exchange(correlation_id, [frame], timeout_ms))
+
+    def read(self, api: Api, version: int, frame: Buffer) -> Any:
+        """kio's reply from a frame. A peer whose reply is none loses its connection."""
+        try:
+            return messages.read_response(api, version, frame)
+        except (ProtocolError, DecodeError) as error:
+            self._fail(error)
+            raise ProtocolError(str(error)) from error
 
     def version(self, api: Api) -> int:
         """The version in use for an API. Raises LedgerStreamError if the broker has none."""
@@ -122,10 +127,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.writelines(frame)
         return future
 
-    async def wait_writable(self) -> None:
-        """Wait until the socket takes more."""
-        await self._writable.wait()
-
     def close(self) -> None:
         self._fail(ConnectionError("The connection was closed here."))
 
@@ -148,13 +149,14 @@ class Connection(asyncio.BufferedProtocol):
     async def _ask_versions(self, fields: Mapping[str, Any]) -> Any:
         """The reply, or None if the version was refused (such a refusal comes in version 0)."""
         version = self.versions[Api.API_VERSIONS]
+        correlation_id = self.take_id()
         frame = messages.write_request(
-            Api.API_VERSIONS, version, self.take_id(), self.client_id, fields
+            Api.API_VERSIONS, version, correlation_id, self.client_id, fields
         )
-        raw = await self.exchange(self._next_id, [frame])
+        raw = await self.exchange(correlation_id, [frame])
         if len(raw) >= 6 and struct.unpack_from(">h", raw, 4)[0] == 35:  # UNSUPPORTED_VERSION
             return None
-        return messages.read_response(Api.API_VERSIONS, version, raw)
+        return self.read(Api.API_VERSIONS, version, raw)
 
     # -- asyncio's calls
 
@@ -179,19 +181,12 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as error:
             self._fail(error)
 
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(ConnectionError(f"The broker closed the connection{f': {exc}' if exc else ''}."))
 
     def _fail(self, error: Exception) -> None:
         if self._lost is None:
             self._lost = error
-        self._writable.set()
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
