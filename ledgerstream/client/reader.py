@@ -15,15 +15,15 @@ from typing import Any, Self
 
 from kio.schema.errors import ErrorCode
 
-from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster
+from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
 from ledgerstream.client.connection import Connection
-from ledgerstream.client.errors import kafka_error
+from ledgerstream.client.errors import check, kafka_error
 from ledgerstream.errors import DeliveryTimeout, KafkaError, LedgerStreamError
 from ledgerstream.wire import batches
-from ledgerstream.wire.batches import HEADER_BYTES
 from ledgerstream.wire.hot import FETCH_TOPIC_IDS
 from ledgerstream.wire.versions import Api
 
+NOBODY = -1  # in a broker's place: whoever leads is not known
 # what a reader settles by itself, by asking for the leader again
 _MOVED = frozenset({
     ErrorCode.not_leader_or_follower, ErrorCode.leader_not_available,
@@ -65,40 +65,43 @@ class Reader:
         # a fetch waits at the broker: what else is asked must not wait behind it
         self._connections: dict[int, Connection] = {}
         self._arrived = asyncio.Event()
-        self._failure: Exception | None = None
-        self._failing_since: float | None = None
+        self._failure: tuple[int | None, Exception] | None = None  # and whose it is, if one's
+        self._failing_since: dict[int, float] = {}  # partition → since when nothing works
         self._turn: dict[int, int] = {}  # partition → when it last gave data, for fairness
         self._turns = 0
+        self.closed = False
 
     async def next(self, wait_ms: int | None = None) -> Chunk | None:
         """The next chunk of any partition; None if there was nothing new for `wait_ms`.
 
         Raises KafkaError for what the broker refuses for good (OFFSET_OUT_OF_RANGE: the log no
-        longer has the offset), DeliveryTimeout if no broker answers for the delivery time limit.
+        longer has the offset), DeliveryTimeout if a partition could not be read for the delivery
+        time limit. Cancelling it loses nothing. One caller at a time.
         """
         limits = self.cluster.limits
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (limits.reader_wait_ms if wait_ms is None else wait_ms) / 1000
         while True:
+            if self.closed:
+                raise LedgerStreamError("The reader is closed.")
+            if self._fetch_ahead() and self._ready:
+                await asyncio.sleep(0)  # the request is on its way before the caller works on
             if self._ready:
                 chunk = self._ready.popleft()
                 self._buffered -= len(chunk.data)
-                await self._fetch_ahead()
                 return chunk
             if self._failure is not None:
-                failure, self._failure = self._failure, None
+                (_, failure), self._failure = self._failure, None
                 raise failure
-            await self._fetch_ahead()
-            self._arrived.clear()
             left = deadline - loop.time()
-            if left <= 0 or not self.positions:
+            if left <= 0:
                 return None
+            self._arrived.clear()
             try:
                 async with asyncio.timeout(left):
                     await self._arrived.wait()
             except TimeoutError:
-                if not self._ready and self._failure is None:
-                    return None
+                pass  # what came at the same moment is taken all the same
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on at another offset; what was fetched ahead of the partition is dropped."""
@@ -106,6 +109,9 @@ class Reader:
         kept = [chunk for chunk in self._ready if chunk.partition != partition]
         self._ready = deque(kept)
         self._buffered = sum(len(chunk.data) for chunk in kept)
+        self._failing_since.pop(partition, None)
+        if self._failure is not None and self._failure[0] == partition:
+            self._failure = None
 
     def drop(self, partition: int) -> None:
         """Read this partition no more."""
@@ -113,6 +119,9 @@ class Reader:
         del self.positions[partition]
 
     async def close(self) -> None:
+        """End the fetches. `next`, where it waits, raises."""
+        self.closed = True
+        self._arrived.set()
         tasks = list(self._fetching.values())
         for task in tasks:
             task.cancel()
@@ -128,57 +137,64 @@ class Reader:
 
     # -- fetching
 
-    async def _fetch_ahead(self) -> None:
-        """Keep one fetch a broker under way while there is room for what it brings."""
-        if self._buffered >= self.cluster.limits.reader_fetch_bytes or self._failure is not None:
-            return
+    def _fetch_ahead(self) -> bool:
+        """Keep one fetch a broker under way while there is room for what it brings.
+
+        Whether any was begun. What is handed out next takes no room.
+        """
+        ahead = self._buffered - (len(self._ready[0].data) if self._ready else 0)
+        if ahead >= self.cluster.limits.reader_fetch_bytes or self._failure is not None:
+            return False
         by_broker: dict[int, list[int]] = {}
         for partition in sorted(self.positions, key=lambda p: self._turn.get(p, 0)):
-            try:
-                broker = await self.cluster.leader(self.topic, partition)
-            except (KafkaError, *TRANSPORT_ERRORS) as error:
-                if isinstance(error, KafkaError) and not error.retriable:
-                    raise
-                by_broker.setdefault(-1, [])
-                continue
-            by_broker.setdefault(broker, []).append(partition)
+            broker = self.cluster.known_leader(self.topic, partition)
+            by_broker.setdefault(NOBODY if broker is None else broker, []).append(partition)
+        begun = False
         for broker, partitions in by_broker.items():
             if broker not in self._fetching:
-                task = asyncio.ensure_future(self._fetch(broker, partitions))
+                asked = {partition: self.positions[partition] for partition in partitions}
+                task = asyncio.ensure_future(self._fetch(broker, asked))
                 self._fetching[broker] = task
-                task.add_done_callback(lambda _, broker=broker: self._fetched(broker))  # type: ignore[misc]
-                await asyncio.sleep(0)  # the request is on its way before the caller works on
+                task.add_done_callback(lambda task, broker=broker: self._fetched(broker, task))  # type: ignore[misc]
+                begun = True
+        return begun
 
-    def _fetched(self, broker: int) -> None:
+    def _fetched(self, broker: int, task: asyncio.Task[None]) -> None:
         del self._fetching[broker]
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._failure = None, error
         self._arrived.set()
 
-    async def _fetch(self, broker: int, partitions: Sequence[int]) -> None:
-        asked = {partition: self.positions[partition] for partition in partitions}
+    async def _fetch(self, broker: int, asked: Mapping[int, int]) -> None:
         try:
-            if not partitions:
-                raise ConnectionError("No partition has a leader.")
+            if broker == NOBODY:
+                for partition in asked:
+                    await self.cluster.leader(self.topic, partition)
+                return
             reply = await self._ask(broker, asked)
-        except (KafkaError, *TRANSPORT_ERRORS) as error:
+            check(getattr(reply, "error_code", ErrorCode.none), f"Fetch of {self.topic}")
+        except (LedgerStreamError, *TRANSPORT_ERRORS) as error:
             self.cluster.forget(self.topic)
-            await self._failed(error)
+            if _passing(error):
+                await self._wait_again(list(asked), error)
+            else:
+                self._failure = None, error
             return
-        except LedgerStreamError as error:
-            self._failure = error
-            return
-        if getattr(reply, "error_code", ErrorCode.none) is not ErrorCode.none:
-            await self._failed(kafka_error(reply.error_code, f"Fetch of {self.topic}"))
-            return
-        trouble: KafkaError | None = None
-        for topic in reply.responses:
-            for part in topic.partitions:
-                trouble = self._take(part, asked) or trouble
-        if trouble is not None and trouble.retriable:
-            await self._failed(trouble)
-        elif trouble is not None:
-            self._failure = trouble
-        else:
-            self._failing_since = None
+        troubles = {
+            part.partition_index: trouble
+            for topic in reply.responses
+            for part in topic.partitions
+            if (trouble := self._take(part, asked)) is not None
+        }
+        for partition in asked:
+            if partition not in troubles:
+                self._failing_since.pop(partition, None)
+        for partition, trouble in troubles.items():
+            if not trouble.retriable:
+                self._failure = partition, trouble
+                return
+        if troubles:
+            await self._wait_again(list(troubles), next(iter(troubles.values())))
 
     async def _ask(self, broker: int, asked: Mapping[int, int]) -> Any:
         limits, cluster = self.cluster.limits, self.cluster
@@ -245,38 +261,41 @@ class Reader:
         self._buffered += len(data)
         return None
 
-    async def _failed(self, error: Exception) -> None:
+    async def _wait_again(self, partitions: Sequence[int], error: Exception) -> None:
         """Something that may pass: wait a little, and give up when it has lasted too long."""
         limits, now = self.cluster.limits, asyncio.get_running_loop().time()
-        if self._failing_since is None:
-            self._failing_since = now
-        lasted_ms = (now - self._failing_since) * 1000
-        if lasted_ms > limits.delivery_ms_max:
-            self._failing_since = None
-            self._failure = DeliveryTimeout(
-                f"{self.topic} could not be read for {lasted_ms / 1000:.0f} s: {error}"
-            )
+        for partition in partitions:
+            self._failing_since.setdefault(partition, now)
+        lasted_ms = (now - min(self._failing_since[partition] for partition in partitions)) * 1000
+        pause_ms = min(max(lasted_ms, limits.retry_first_ms), limits.retry_ms_max)
+        if lasted_ms + pause_ms > limits.delivery_ms_max:
+            for partition in partitions:
+                del self._failing_since[partition]
+            what = f"{self.topic} could not be read for {lasted_ms / 1000:g} s: {words(error)}"
+            self._failure = None, DeliveryTimeout(what)
             return
-        await asyncio.sleep(min(max(lasted_ms, limits.retry_first_ms), limits.retry_ms_max) / 1000)
+        await asyncio.sleep(pause_ms / 1000)
+
+
+def _passing(error: Exception) -> bool:
+    """Whether it is worth asking again after an error."""
+    if isinstance(error, KafkaError):
+        return error.retriable
+    return isinstance(error, TRANSPORT_ERRORS)
 
 
 def _committed(data: bytes, aborted: Sequence[Any], start: int) -> tuple[bytes, int]:
     """The batches without those of aborted transactions, and the offset after the last of them."""
     next_offset = start
     if not aborted:
-        at = 0
-        while len(data) - at >= HEADER_BYTES:
-            header = batches.parse_header(data, at)
-            if at + header.size > len(data):
-                break
+        for _, header in batches.headers(data):
             next_offset = max(next_offset, header.next_offset)
-            at += header.size
         return data, next_offset
     opens = deque(sorted((entry.first_offset, entry.producer_id) for entry in aborted))
     aborting: set[int] = set()
     kept: list[bytes] = []
     for at, header in batches.headers(data):
-        while opens and opens[0][0] <= header.base_offset:
+        while opens and opens[0][0] < header.next_offset:
             aborting.add(opens.popleft()[1])
         next_offset = max(next_offset, header.next_offset)
         if header.control:
