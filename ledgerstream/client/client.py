@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -10,11 +11,17 @@ from uuid import UUID
 
 from kio.schema.errors import ErrorCode
 
-from ledgerstream.client.cluster import Cluster
+from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
+from ledgerstream.client.connection import Connection
 from ledgerstream.client.errors import check, kafka_error
 from ledgerstream.client.producer import Producer
 from ledgerstream.client.reader import Reader
-from ledgerstream.errors import ConfigError, LedgerStreamError
+from ledgerstream.client.rows import as_rows
+from ledgerstream.errors import (
+    DeliveryTimeout,
+    KafkaError,
+    LedgerStreamError,
+)
 from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.wire.versions import Api
 
@@ -71,11 +78,12 @@ class Client:
 
     async def close(self) -> None:
         """Flush and close every producer, end every reader, close the connections."""
-        for producer in self._producers:
-            await producer.close()
-        for reader in self._readers:
-            await reader.close()
-        await self.cluster.close()
+        try:
+            await asyncio.gather(*(producer.close() for producer in self._producers))
+        finally:
+            for reader in self._readers:
+                await reader.close()
+            await self.cluster.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,7 +117,10 @@ class Client:
         replication: int = -1,
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Raises KafkaError TOPIC_ALREADY_EXISTS, INVALID_CONFIG, … as the broker refuses it."""
+        """Create a topic; it can be used when this returns.
+
+        Raises KafkaError TOPIC_ALREADY_EXISTS, INVALID_CONFIG, … as the broker refuses it.
+        """
         entry = {
             "name": name,
             "num_partitions": partitions,
@@ -125,13 +136,8 @@ class Client:
         (result,) = reply.topics
         check(result.error_code, f"Topic {name!r}", getattr(result, "error_message", None))
 
-        async def appears() -> TopicInfo:
-            try:
-                return await self.topic(name)
-            except LedgerStreamError as error:
-                raise kafka_error(ErrorCode.leader_not_available, f"Topic {name!r}") from error
-
-        return await self.cluster.retrying(f"topic {name!r}", appears)
+        await self._wait_topic(name, lambda info: info is not None)
+        return await self.topic(name)
 
     async def delete_topic(self, name: str) -> None:
         """Delete the topic and its data. Raises KafkaError if there is none."""
@@ -144,6 +150,7 @@ class Client:
         (result,) = reply.responses
         self.cluster.topics.pop(name, None)
         check(result.error_code, f"Topic {name!r}", getattr(result, "error_message", None))
+        await self._wait_topic(name, lambda info: info is None)
 
     async def add_partitions(self, name: str, total: int) -> None:
         """Grow a topic to `total` partitions. Keys move: do not do this to keyed state."""
@@ -155,7 +162,7 @@ class Client:
         reply = await self._admin(Api.CREATE_PARTITIONS, fields)
         (result,) = reply.results
         check(result.error_code, f"Topic {name!r}", result.error_message)
-        self.cluster.forget(name)
+        await self._wait_topic(name, lambda info: info is not None and info.partitions >= total)
 
     async def topic_config(self, name: str) -> dict[str, str | None]:
         """Every setting of a topic as it is in force."""
@@ -187,10 +194,41 @@ class Client:
         check(result.error_code, f"Topic {name!r}", result.error_message)
 
     async def _admin(self, api: Api, fields: dict[str, Any]) -> Any:
-        """An administrative request, once, at the controller."""
-        if self.cluster.controller < 0:
-            await self.cluster.all_topics()
-        return await self.cluster.call(api, fields, broker=self.cluster.controller)
+        """An administrative request, once, at the controller.
+
+        Raises DeliveryTimeout if it was sent and not answered: it may or may not have been done.
+        """
+        cluster = self.cluster
+
+        async def reach() -> Connection:
+            try:
+                return await cluster.connection(cluster.controller)
+            except TRANSPORT_ERRORS:
+                await cluster.look()  # it may be another by now
+                raise
+
+        connection = await cluster.retrying("the controller", reach)
+        try:
+            return await connection.call(api, fields)
+        except TRANSPORT_ERRORS as error:
+            raise DeliveryTimeout(
+                f"{api.name} was not answered: {words(error)} It may or may not have been done."
+            ) from error
+
+    async def _wait_topic(self, name: str, shows: Callable[[TopicInfo | None], bool]) -> None:
+        """Wait until the brokers' metadata shows what was done."""
+
+        async def look() -> None:
+            info: TopicInfo | None = None
+            try:
+                info = await self.topic(name)
+            except KafkaError as error:
+                if error.code != ErrorCode.unknown_topic_or_partition.value:
+                    raise
+            if not shows(info):
+                raise kafka_error(ErrorCode.leader_not_available, f"Topic {name!r}")
+
+        await self.cluster.retrying(f"topic {name!r}", look)
 
     # -- offsets
 
@@ -201,7 +239,6 @@ class Client:
 
         Times in ms. A time after the last record gives the end.
         """
-        known = await self.cluster.topic(topic)
         found: dict[int, int] = {}
 
         async def ask(broker: int, wanted: Mapping[int, int]) -> None:
@@ -233,7 +270,6 @@ class Client:
         late = {p: LATEST for p, offset in found.items() if offset < 0 and times[p] != LATEST}
         if late:
             found.update(await self.list_offsets(topic, late, committed=committed))
-        assert known.name == topic
         return found
 
     # -- reading
@@ -241,6 +277,7 @@ class Client:
     def reader(self, topic: str, starts: Mapping[int, int], *, committed: bool = True) -> Reader:
         """Read these partitions from these offsets on."""
         reader = Reader(self.cluster, topic, starts, committed=committed)
+        self._readers = [known for known in self._readers if not known.closed]
         self._readers.append(reader)
         return reader
 
@@ -257,16 +294,15 @@ class Client:
         committed: bool = True,
     ) -> dict[int, Decoded]:
         """Partition → its events in `[start, stop)` as columns; from the log's start to its end
-        as they are now, where nothing is given."""
+        as they are now, where nothing is given. A stop beyond that end is that end."""
         from ledgerstream.wire.columns import Filling, RowCodec
 
         codec = RowCodec(event, key, encoding, key_form)
         known = await self.cluster.topic(topic)
         everything = dict.fromkeys(known.leaders, EARLIEST)
         first = dict(starts) if starts is not None else await self.list_offsets(topic, everything)
-        if stops is None:
-            ends = dict.fromkeys(first, LATEST)
-            stops = await self.list_offsets(topic, ends, committed=committed)
+        ends = await self.list_offsets(topic, dict.fromkeys(first, LATEST), committed=committed)
+        stops = {p: min(end, (stops or ends).get(p, end)) for p, end in ends.items()}
         rooms = {p: min(max(stops[p] - first[p], 0), READ_ROWS_EXPECTED_MAX) for p in first}
         parts = {partition: Filling(codec.dtype, rooms[partition]) for partition in first}
         left = {p for p in first if first[p] < stops[p]}
@@ -281,7 +317,6 @@ class Client:
                 if chunk.next_offset >= stop:
                     left.discard(chunk.partition)
                     reader.drop(chunk.partition)
-        self._readers.remove(reader)
         return {p: filling.decoded(max(first[p], stops[p])) for p, filling in parts.items()}
 
     async def stream(
@@ -303,17 +338,16 @@ class Client:
         from ledgerstream.wire.columns import RowCodec
 
         codec = RowCodec(event, key, encoding, key_form)
-        left = {p: o for p, o in starts.items() if stops is None or o < stops[p]}
+        left = {p: o for p, o in starts.items() if stops is None or o < stops.get(p, o + 1)}
         async with self.reader(topic, left, committed=committed) as reader:
             while reader.positions:
                 chunk = await reader.next()
                 if chunk is None:
                     continue
-                stop = None if stops is None else stops[chunk.partition]
+                stop = None if stops is None else stops.get(chunk.partition)
                 if stop is not None and chunk.next_offset >= stop:
                     reader.drop(chunk.partition)
                 yield chunk.partition, codec.decode(chunk.data, chunk.start, stop)
-        self._readers.remove(reader)
 
     # -- writing
 
@@ -345,76 +379,3 @@ class Client:
         if self._writer is None:
             self._writer = await self.producer()
         return await self._writer.write(topic, array, codec)
-
-
-def as_rows(rows: np.ndarray | pd.DataFrame, event: type[Event]) -> np.ndarray:
-    """Rows of an event type from a structured array or a data frame.
-
-    Raises ConfigError for missing columns and for values that a column cannot hold.
-    """
-    import numpy as np
-
-    if isinstance(rows, np.ndarray):
-        if rows.dtype == event.dtype():
-            return rows
-        names = rows.dtype.names or ()
-    else:
-        names = tuple(rows.columns)
-    out = np.empty(len(rows), event.dtype())
-    for column in event.columns().values():
-        if column.name not in names:
-            if not column.optional:
-                raise ConfigError(
-                    f"The rows have no column {column.name!r}, which {event.__name__} needs.",
-                    f"They have {', '.join(map(str, names))}.",
-                )
-            out[column.name] = column.store(column.default)
-            continue
-        out[column.name] = _as_column(rows[column.name], column)
-    return out
-
-
-def _as_column(values: Any, column: Any) -> Any:
-    import numpy as np
-
-    from ledgerstream.events import parse_timestamp
-    from ledgerstream.money import parse_minor
-
-    array = np.asarray(values)
-    what = f"Column {column.name!r} ({column.kind})"
-    if array.dtype.kind == "M" or str(getattr(values, "dtype", "")).startswith("datetime64"):
-        if column.kind != "timestamp":
-            raise ConfigError(f"{what} does not hold times.")
-        import pandas as pd
-
-        times = pd.to_datetime(values, utc=True)
-        if bool(pd.isna(times).any()):
-            raise ConfigError(f"{what} has missing times.")
-        plain = pd.DatetimeIndex(times).tz_localize(None)
-        return plain.to_numpy(dtype="datetime64[ns]").astype(np.int64)
-    if array.dtype.kind in "OUT" and column.kind in ("timestamp", "money"):
-        parse: Any = parse_timestamp
-        if column.kind == "money":
-            return [
-                v if isinstance(v, (int, np.integer)) else parse_minor(v, column.currency)
-                for v in array.tolist()
-            ]
-        return [parse(v) for v in array.tolist()]
-    if column.kind == "money" and array.dtype.kind == "f":
-        raise ConfigError(
-            f"{what} is given as floats, whose digits are already lost.",
-            "Give integer minor units, or the amounts as text.",
-        )
-    if column.kind == "text":
-        encoded = [v if isinstance(v, bytes) else str(v).encode() for v in array.tolist()]
-        longest = max(map(len, encoded), default=0)
-        if longest > column.dtype.itemsize:
-            raise ConfigError(f"{what} holds {longest} bytes; the most is {column.dtype.itemsize}.")
-        return encoded
-    if column.kind in ("int", "money", "timestamp", "enum"):
-        if array.dtype.kind not in "iub":
-            raise ConfigError(f"{what} needs integers, not {array.dtype}.")
-        limits = np.iinfo(column.dtype)
-        if len(array) and not (limits.min <= int(array.min()) and int(array.max()) <= limits.max):
-            raise ConfigError(f"{what} holds values that do not fit {column.dtype}.")
-    return array
