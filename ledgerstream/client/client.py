@@ -313,7 +313,10 @@ class Client:
                 if chunk is None or chunk.partition not in left:
                     continue
                 stop = stops[chunk.partition]
-                codec.decode_into(parts[chunk.partition], chunk.data, chunk.start, stop)
+                # in a thread: meanwhile the loop takes in what the next fetch brings
+                await asyncio.to_thread(
+                    codec.decode_into, parts[chunk.partition], chunk.data, chunk.start, stop
+                )
                 if chunk.next_offset >= stop:
                     left.discard(chunk.partition)
                     reader.drop(chunk.partition)
@@ -347,7 +350,10 @@ class Client:
                 stop = None if stops is None else stops.get(chunk.partition)
                 if stop is not None and chunk.next_offset >= stop:
                     reader.drop(chunk.partition)
-                yield chunk.partition, codec.decode(chunk.data, chunk.start, stop)
+                yield (
+                    chunk.partition,
+                    await asyncio.to_thread(codec.decode, chunk.data, chunk.start, stop),
+                )
 
     # -- writing
 
