@@ -58,7 +58,7 @@ async def run(settings: Settings, *, report: bool = False) -> None:
     def ready(node: Node) -> None:
         address.write_text("{}:{}\n".format(*node.advertised))
         if settings.metrics_port is not None:
-            metrics.append(MetricsServer(node, settings.host, settings.metrics_port))
+            metrics.append(_metrics(node, settings.host, settings.metrics_port))
         if report:
             host, port = node.advertised
             line = {
@@ -80,6 +80,13 @@ async def run(settings: Settings, *, report: bool = False) -> None:
     finally:
         for server in metrics:
             server.close()
+
+
+def _metrics(node: Node, host: str, port: int) -> MetricsServer:
+    try:
+        return MetricsServer(node, host, port)
+    except OSError as error:  # which says neither host nor port
+        raise OSError(error.errno, f"metrics on {host}:{port}: {error.strerror}") from error
 
 
 def run_blocking(settings: Settings, *, report: bool = False) -> None:

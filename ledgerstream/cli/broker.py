@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ledgerstream.errors import LedgerStreamError
+
+REMEDIES = {
+    errno.EADDRINUSE: "Stop what has that port, or choose another; 0 takes a free one.",
+    errno.EADDRNOTAVAIL: "--host is an address of this machine; 0.0.0.0 is all of them.",
+    errno.EACCES: "Choose a directory that may be written, and a port from 1024 on.",
+}
 
 
 def broker(
@@ -60,4 +69,13 @@ def broker(
     from ledgerstream.broker.run import run_blocking
     from ledgerstream.broker.settings import load
 
-    run_blocking(load(config, **flags))
+    settings = load(config, **flags)
+    try:
+        run_blocking(settings)
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.filename is not None:
+            why = f"{error.filename}: {why}"
+        raise LedgerStreamError(
+            f"The broker cannot start: {why}.", REMEDIES.get(error.errno or 0, "")
+        ) from error

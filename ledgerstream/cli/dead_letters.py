@@ -66,5 +66,9 @@ def _row(letter: dict[str, Any], as_json: bool) -> dict[str, Any]:
         "record": place,
         "since": show.local_time(int(letter["dead_at"].timestamp()) * 1_000_000_000),
         "error": letter["error"],
-        "payload": None if payload is None else (show.text(payload) or "")[:PREVIEW_BYTES],
+        "payload": None if payload is None else _one_line(show.text(payload) or ""),
     }
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:PREVIEW_BYTES]

@@ -7,15 +7,16 @@ bug of ours.
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from ledgerstream import __version__
 from ledgerstream.cli import broker, config, dead_letters, demo, generate, records, run, topics
 from ledgerstream.errors import LedgerStreamError
+
+E = TypeVar("E", bound=BaseException)
 
 app = typer.Typer(
     name="ledgerstream",
@@ -61,17 +62,19 @@ def main() -> None:
         code = error.exit_code
     except* KeyboardInterrupt:
         code = 130
-    except* BrokenPipeError:  # `ledgerstream consume … | head` is done when head is
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except* OSError as group:
+        refused = _first(group)
+        if refused.filename is None:
+            raise
+        print(f"ledgerstream: {refused.filename}: {refused.strerror}.", file=sys.stderr)
+        code = 1
     sys.exit(code)
 
 
-def _first(group: BaseExceptionGroup[LedgerStreamError]) -> LedgerStreamError:
-    error: BaseException = group
+def _first(group: BaseExceptionGroup[E]) -> E:
+    error: BaseExceptionGroup[E] | E = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, LedgerStreamError)
     return error
 
 

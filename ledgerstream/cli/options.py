@@ -83,7 +83,8 @@ def load(name: str, base: type[T]) -> type[T]:
             raise  # the module is there, and imports something that is not
         raise ConfigError(
             f"There is no module {error.name!r} here.",
-            f"Run this in the directory of {error.name}.py, or install its package.",
+            f"Run this in the directory of {module_name.replace('.', '/')}.py, "
+            "or install its package.",
         ) from error
     except AttributeError as error:
         raise ConfigError(f"Module {module_name!r} has no {class_name!r}.") from error

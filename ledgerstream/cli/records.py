@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -153,10 +154,14 @@ def consume(
                     lines = _raw_lines(chunk, as_json)
                 else:
                     lines = _event_lines(chunk, kind, encoding, as_json, left)
-                for line in islice(lines, left):
-                    print(line)
-                    left -= 1
-                sys.stdout.flush()
+                try:
+                    for line in islice(lines, left):
+                        print(line)
+                        left -= 1
+                    sys.stdout.flush()
+                except BrokenPipeError:  # `ledgerstream consume … | head` is done when head is
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    return
                 if left <= 0:
                     return
 

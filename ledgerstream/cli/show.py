@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line ends
 
 
 def note(text: str) -> None:
@@ -68,13 +71,16 @@ def cell(value: Any) -> str:
 
 
 def text(data: bytes | None) -> str | None:
-    """UTF-8, or base64 where it is none."""
+    """UTF-8, or base64 where it is none or would steer a terminal."""
     if data is None:
         return None
     try:
-        return data.decode()
+        decoded = data.decode()
     except UnicodeDecodeError:
+        decoded = None
+    if decoded is None or _CONTROLS.search(decoded):
         return f"base64:{base64.b64encode(data).decode()}"
+    return decoded
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,16 @@
 """Help that teaches, exit codes, and what is not loaded."""
 
 import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ledgerstream import __version__
 from ledgerstream.broker.settings import Settings
+from ledgerstream.cli import show
 from ledgerstream.cli.options import load
 from ledgerstream.errors import ConfigError
 from ledgerstream.stream.processor import Processor
@@ -110,3 +113,31 @@ def test_a_pipe_that_closes_is_no_error(shell: Shell) -> None:
         f"{PROGRAM} config | head -1", shell=True, capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_port_in_use_is_a_sentence(shell: Shell, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = shell("broker", "--port", "0", option, port, code=1).stderr
+    assert said.count("\n  Stop what has that port, or choose another; 0 takes a free one.\n") == 1
+    assert "ledgerstream: The broker cannot start: " in said
+    assert port in said
+
+
+def test_a_directory_that_cannot_be_made_is_a_sentence(shell: Shell, home: Path) -> None:
+    (home / "file").touch()
+    for command in (("broker", "--data-dir", "file/log"), ("topic", "list", "--dir", "file")):
+        assert "file/log: Not a directory.\n" in shell(*command, code=1).stderr
+
+
+def test_a_module_of_a_package_is_looked_for_in_its_directory() -> None:
+    with pytest.raises(ConfigError, match=r"directory of processors/frod\.py"):
+        load("processors.frod:Fraud", Processor)
+
+
+def test_what_would_steer_a_terminal_is_shown_as_base64() -> None:
+    assert show.text(b"a\tb\n") == "a\tb\n"
+    assert show.text("é".encode()) == "é"
+    assert show.text(b"\x1b[2J") == "base64:G1sySg=="
+    assert show.text(b"\xff") == "base64:/w=="

@@ -1,12 +1,13 @@
 """Records into the log and out of it, as a person at a shell does it."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.cli.conftest import Shell
+from tests.cli.conftest import PROGRAM, Shell
 
 pytestmark = pytest.mark.usefixtures("on_broker")
 
@@ -91,3 +92,16 @@ def test_generated_payments_keep_to_their_rate(shell: Shell, topic: str) -> None
     done = shell("generate", "payments", "--topic", topic, *world, "--rate", "1000")
     count = int(done.stderr.split()[0])
     assert len(shell("consume", topic, *EVENT).stdout.splitlines()) == count > 100
+
+
+def test_a_reader_that_has_enough_ends_consume(shell: Shell, topic: str) -> None:
+    world = ("--customers", "500", "--terminals", "500", "--days", "20")
+    shell("generate", "payments", "--topic", topic, *world)
+    consume = subprocess.Popen(
+        [PROGRAM, "consume", topic, *EVENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert consume.stdout is not None and consume.stderr is not None
+    consume.stdout.readline()
+    consume.stdout.close()
+    assert (consume.wait(timeout=60), consume.stderr.read()) == (0, b"")
+    consume.stderr.close()
