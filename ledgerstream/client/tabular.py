@@ -32,11 +32,12 @@ def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
     """
     if not path.is_file():
         raise ConfigError(f"There is no file {path}.")
-    pieces = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path, event)
+    read_pieces = _read_parquet if path.suffix in (".parquet", ".pq") else _read_csv
+    pieces = read_pieces(path, event)
     rows_read = 0
     try:
         for piece, share in pieces:
-            yield _rows(piece, event, path), share
+            yield _rows(piece, event), share
             rows_read += len(piece)
     except pa.ArrowInvalid as error:
         raise DecodeError(
@@ -61,6 +62,7 @@ def _read_csv(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, 
                 read_options=pyarrow.csv.ReadOptions(block_size=PIECE_BYTES),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=types),
             )
+            _check_columns(reader.schema, event, path)  # also of a file without rows
             for piece in reader:
                 yield piece, file.tell() / size
 
@@ -71,8 +73,9 @@ def _inflated(path: Path, file: Any) -> Any:
     return pa.CompressedInputStream(file, codec) if codec else file
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
+def _read_parquet(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, float]]:
     with pyarrow.parquet.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow, event, path)
         total, rows = max(file.metadata.num_rows, 1), 0
         for piece in file.iter_batches(PIECE_ROWS):
             rows += len(piece)
@@ -102,18 +105,23 @@ def _names(event: type[Event], field: str) -> list[str]:
     return [field, alias] if isinstance(alias, str) else [field]
 
 
-def _rows(piece: pa.RecordBatch, event: type[Event], path: Path) -> np.ndarray:
+def _check_columns(schema: pa.Schema, event: type[Event], path: Path) -> None:
+    for column in event.columns().values():
+        names = _names(event, column.name)
+        if not column.optional and not any(name in schema.names for name in names):
+            raise ConfigError(
+                f"{path} has no column {' or '.join(map(repr, names))} "
+                f"for {event.__name__}.{column.name}.",
+                f"It has {', '.join(schema.names)}.",
+            )
+
+
+def _rows(piece: pa.RecordBatch, event: type[Event]) -> np.ndarray:
     rows = np.full(len(piece), event.default_row())
     for column in event.columns().values():
         name = next((n for n in _names(event, column.name) if n in piece.schema.names), None)
         if name is not None:
             rows[column.name] = _values(column, piece.column(name), name)
-        elif not column.optional:
-            raise ConfigError(
-                f"{path} has no column {' or '.join(_names(event, column.name))!r} "
-                f"for {event.__name__}.{column.name}.",
-                f"It has {', '.join(piece.schema.names)}.",
-            )
     return rows
 
 

@@ -111,8 +111,14 @@ def test_a_value_that_does_not_fit_is_a_sentence(tmp_path: Path, good: str, bad:
 
 
 def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no column 'order_id or id'.*\n.*It has number, at"):
+    with pytest.raises(ConfigError, match=r"no column 'order_id' or 'id' .*\n.*It has number, at"):
         rows_of(csv(tmp_path, HEADER.replace("id,", "number,", 1) + LINE))
+
+
+def test_a_file_without_rows_is_none_of_another_kind(tmp_path: Path) -> None:
+    assert list(read(csv(tmp_path, HEADER), Order)) == []
+    with pytest.raises(ConfigError, match="It has a word"):
+        rows_of(csv(tmp_path, "a word\n"))
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
