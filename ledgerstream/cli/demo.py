@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import chain, islice
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -64,6 +67,7 @@ def demo(
         from ledgerstream.client.tabular import read
 
         pieces: Iterator[tuple[np.ndarray, float]] = read(data, Payment)
+        pieces = chain(list(islice(pieces, 1)), pieces)  # another kind of file is refused at once
         what = f"the payments of {data.name}"
     else:
         from ledgerstream.cli.generate import with_share
@@ -173,15 +177,19 @@ class _Demo:
             await connection.close()
 
     def where_next(self, seconds: float) -> None:
+        from processors import fraud
+        from risk import rules
+
         here = f"--dir {self.directory}"
+        program = "ledgerstream" if shutil.which("ledgerstream") else sys.argv[0]
         event = "--event processors.payments:Payment"
         print(f"\n{show.bold('Where to go next')}   (the demo took {show.duration(seconds)})")
         for line in (
-            "processors/fraud.py is the processor, risk/rules.py its rules: read them first",
-            f"ledgerstream topic describe payments {here}",
-            f"ledgerstream consume payments {event} --limit 3 {here}",
-            f"ledgerstream run {PROCESSOR} {here}        goes on where it stopped; Ctrl-C ends it",
-            "ledgerstream --help",
+            f"{_path(fraud)} is the processor, {_path(rules)} its rules: read them first",
+            f"{program} topic describe payments {here}",
+            f"{program} consume payments {event} --limit 3 {here}",
+            f"{program} run {PROCESSOR} {here}        goes on where it stopped; Ctrl-C ends it",
+            f"{program} --help",
         ):
             _say(line)
 
@@ -362,6 +370,12 @@ def _act(number: int, title: str) -> None:
 
 def _say(text: str) -> None:
     print(f"   {text}", flush=True)
+
+
+def _path(module: ModuleType) -> str:
+    """Where its source is, as seen from here."""
+    path = str(module.__file__)
+    return min(path, os.path.relpath(path), key=len)
 
 
 def _since(began: float) -> str:

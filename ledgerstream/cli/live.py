@@ -63,7 +63,9 @@ class Rate:
 
 
 def figures(progress: Progress, rate: float) -> str:
-    """`1,204,000 events · 412,000/s · lag 30,100 · 13 commits of 80 ms · fraud_alert 9,120`"""
+    """`1,204,000 events · 412,000/s · lag 30,100 · 13 commits, the last 80 ms · alert 9,120`"""
+    if not progress.commits:
+        return "nothing committed yet"
     commits = show.count(progress.commits, "commit")
     parts = [
         show.count(progress.events, "event"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ledgerstream.cli.demo import MARK
 from tests.cli.conftest import PROGRAM, Shell
 
 pytestmark = pytest.mark.slow  # each starts a broker, and most of them a Postgres
@@ -72,3 +73,13 @@ def test_the_demo_wipes_nothing_that_it_did_not_make(shell: Shell, home: Path) -
     (home / "mine" / "thesis.txt").write_text("years of work")
     assert "no demo made" in shell("demo", *WORLD, "--dir", "mine", code=2).stderr
     assert (home / "mine" / "thesis.txt").exists()
+
+
+def test_a_demo_of_something_else_leaves_the_last_one_alone(shell: Shell, home: Path) -> None:
+    kept = home / "ledgerstream-data" / "demo" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (kept.parent / MARK).touch()
+    (home / "words.csv").write_text("word\nhello\n")
+    assert "It has word." in shell("demo", "--data", "words.csv", code=2).stderr
+    assert kept.exists()
