@@ -22,6 +22,7 @@ from ledgerstream.errors import ConfigError, DeliveryTimeout, KafkaError, Protoc
 from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.wire.versions import Api
 
+K = TypeVar("K")
 T = TypeVar("T")
 TRANSPORT_ERRORS = (OSError, TimeoutError, ProtocolError)
 
@@ -88,7 +89,7 @@ class Cluster:
         if task is None:
             task = asyncio.ensure_future(self._open(broker))
             self._opening[broker] = task
-            task.add_done_callback(lambda _: self._opening.pop(broker, None))
+            task.add_done_callback(lambda task: _done_with(task, self._opening, broker))
         return await _shared(task)
 
     async def dedicated(self, broker: int) -> Connection:
@@ -144,7 +145,7 @@ class Cluster:
                 self.retrying(f"topic {name!r}", lambda: self._read_topic(name, create))
             )
             self._refresh[key] = task
-            task.add_done_callback(lambda _: self._refresh.pop(key, None))
+            task.add_done_callback(lambda task: _done_with(task, self._refresh, key))
         return await _shared(task)
 
     def known_leader(self, topic: str, partition: int) -> int | None:
@@ -263,6 +264,13 @@ class Cluster:
                 ) from last
             await asyncio.sleep(pause)
             pause_ms = min(pause_ms * 2, self.limits.retry_ms_max)
+
+
+def _done_with(task: asyncio.Task[T], tasks: dict[K, asyncio.Task[T]], key: K) -> None:
+    """It is over. That it failed is no news where nobody waits any more."""
+    del tasks[key]
+    if not task.cancelled():
+        task.exception()
 
 
 async def _shared(task: asyncio.Task[T]) -> T:
