@@ -13,6 +13,7 @@ from ledgerstream.limits import Limits
 from ledgerstream.log.config import PartitionKey
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import Epochs
+from ledgerstream.log.index import OFFSET_ENTRY_BYTES, TIME_ENTRY_BYTES
 from ledgerstream.log.journal import JournalContents, JournalRow
 from ledgerstream.log.markers import (
     DELETED_SUFFIX,
@@ -25,7 +26,7 @@ from ledgerstream.log.markers import (
 from ledgerstream.log.partition import Partition, State
 from ledgerstream.log.producers import Producers
 from ledgerstream.log.recovery import Journaled, recover
-from ledgerstream.log.segment import LOG, Segment
+from ledgerstream.log.segment import LOG, Segment, SegmentSummary
 from ledgerstream.log.snapshots import read_snapshot
 
 log = structlog.get_logger("log")
@@ -74,7 +75,7 @@ class Loading:
         producers: Producers | None = Producers()
         if summary.snapshot_offsets:
             producers = read_snapshot(self._disk, directory, summary.snapshot_offsets[-1])
-        if producers is None or self._disk.size(segments[-1].log.path) != segments[-1].size:
+        if producers is None or not all(map(self._is_as_left, segments, summary.segments)):
             return None
         state = State(
             segments,
@@ -85,6 +86,14 @@ class Loading:
             tuple(summary.snapshot_offsets),
         )
         return Found(key, state, self._point(key), recovered=False, failure=None)
+
+    def _is_as_left(self, segment: Segment, summary: SegmentSummary) -> bool:
+        size = self._disk.size
+        return (
+            size(segment.log.path) == summary.size
+            and size(segment.index.path) == summary.index_entries * OFFSET_ENTRY_BYTES
+            and size(segment.time_index.path) == summary.time_entries * TIME_ENTRY_BYTES
+        )
 
     def _look_into(self, name: str) -> Found | None:
         key = read_key(self._disk, self._root, name)
@@ -109,6 +118,12 @@ class Loading:
             state = State(segments, point.log_start_offset, start, Epochs(), Producers(), ())
             return Found(key, state, point, True, f"Partition {key} cannot be recovered: {error}")
         return Found(key, state, point, recovered=True, failure=None)
+
+    def acknowledged(self, except_for: set[bytes]) -> Iterator[Point]:
+        """Of other partitions: where records had been acknowledged."""
+        for identity, point in self._points.items():
+            if identity not in except_for and point.durable_offset > point.log_start_offset:
+                yield point
 
     def _point(self, key: PartitionKey) -> Point:
         return self._points.get(key.identity) or Point(key.identity, 0, 0, 0)

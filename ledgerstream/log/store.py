@@ -25,6 +25,7 @@ from ledgerstream.log.loading import Loading, summary_of
 from ledgerstream.log.markers import Point, remove_clean, write_checkpoint, write_clean
 from ledgerstream.log.partition import Partition, State
 from ledgerstream.log.producers import Producers
+from ledgerstream.log.recovery import REMEDY
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import KEPT
 from ledgerstream.log.tail import Batch, TailCache
@@ -58,6 +59,9 @@ class Store:
         self._background = Background(
             disk, directory, self._checkpointed, self._flushed, self._background_failed, self._fatal
         )
+        # acknowledged offsets of partitions that could not be recovered, and of lost directories
+        self._unrecovered: dict[bytes, Point] = {}
+        self._lost: dict[bytes, Point] = {}
         journal = None
         generation, self._leftovers = self._load()
         if sync:
@@ -143,10 +147,9 @@ class Store:
             partition = self._add(found.key, found.state)
             partition.fresh = found.recovered
             if found.failure is not None:
-                partition.recovery_point = found.point.recovery_point
-                partition.broken = True
-                partition.stop(found.failure, retriable=False)
-                log.error("partition stopped", partition=str(found.key), why=found.failure)
+                self._stop_unrecovered(partition, found.point, found.failure)
+        here = {partition.identity for partition in self._partitions.values()}
+        self._lost = {each.identity: each for each in loading.acknowledged(except_for=here)}
         write_checkpoint(self.disk, self.directory, self._points())
         remove_clean(self.disk, self.directory)
         if any(partition.failure for partition in self._partitions.values()):
@@ -155,16 +158,35 @@ class Store:
             loading.journals.recycle()
         return loading.journals.generation, loading.deleted
 
+    def _stop_unrecovered(self, partition: Partition, point: Point, why: str) -> None:
+        self._unrecovered[point.identity] = point
+        partition.recovery_point = point.recovery_point
+        partition.broken = True
+        partition.stop(why, retriable=False)
+        log.error("partition stopped", partition=str(partition.key), why=why)
+
     # partitions
 
     def create(self, key: PartitionKey, config: LogConfig, now_ms: int) -> Partition:
-        """A new partition, led from offset 0; its directory is made in the disk thread."""
+        """A new partition, led from offset 0; its directory is made in the disk thread.
+
+        One that had records when the store was last open, and has no directory now, is stopped.
+        """
         assert key not in self._partitions, key
         directory = str(self.directory / key.directory)
         epochs = Epochs()
         epochs.begin(0, 0)
         state = State([Segment(directory, 0, now_ms)], 0, 0, epochs, Producers(), ())
         partition = self._add(key, state, config)
+        lost = self._lost.pop(key.identity, None)
+        if lost is not None:
+            self._stop_unrecovered(
+                partition,
+                lost,
+                f"Partition {key} has lost its directory {directory}, which held acknowledged "
+                f"records below offset {lost.durable_offset:,}. {REMEDY}",
+            )
+            return partition
         self._writer.queue.put(partial(self._writer.create, partition))
         return partition
 
@@ -231,6 +253,7 @@ class Store:
             self._flush_soon()
             if self.checkpoint_due:
                 self.checkpoint_due = False
+                self._lost.clear()  # nobody asked for them since the start: they were deleted
                 self._background.write_checkpoint(self._points())
         if now_ms >= self._expiry_at_ms:
             self._expiry_at_ms = now_ms + self.limits.producer_id_expiry_check_ms
@@ -256,9 +279,12 @@ class Store:
             )
 
     def _points(self) -> list[Point]:
-        return [self._point(partition) for partition in self._partitions.values()]
+        points = [self._point(partition) for partition in self._partitions.values()]
+        return points + list(self._lost.values())
 
     def _point(self, partition: Partition) -> Point:
+        if unrecovered := self._unrecovered.get(partition.identity):
+            return unrecovered
         return Point(
             partition.identity,
             partition.recovery_point,

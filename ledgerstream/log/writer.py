@@ -8,6 +8,7 @@ as the loop had them in mind.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -268,7 +269,13 @@ class Writer:
     # orders
 
     def create(self, partition: Partition) -> None:
-        self._guarded(partition, partial(self._create, partition))
+        self._guarded(partition, partial(self._create_anew, partition))
+
+    def _create_anew(self, partition: Partition) -> None:
+        path = partition.segments[0].log.path
+        if self._disk.size(path):
+            raise FileExistsError(errno.EEXIST, "records of another topic are there", path)
+        self._create(partition)
 
     def _create(self, partition: Partition) -> None:
         partition.fresh = self._root_changed = True
@@ -331,14 +338,18 @@ class Writer:
 
     def delete(self, partition: Partition) -> None:
         partition.broken = True
-        aside = f"{partition.directory}.{partition.key.topic_id.hex}{DELETED_SUFFIX}"
+        key = partition.key  # without the topic's name, which may be as long as a file's can be
+        aside = str(self._root / f"{key.topic_id.hex}-{key.index}{DELETED_SUFFIX}")
         for segment in partition.segments:
             for handle in segment.handles:
                 self._disk.forget(handle)
         try:
             self._disk.rename(partition.directory, aside)
-        except OSError:
-            return  # it was never created; the catalogue says that it is gone
+        except FileNotFoundError:
+            return  # it was never created
+        except OSError as error:
+            log.error("deleted partition not removed", partition=str(key), why=str(error))
+            return
         self._background.remove(aside)
 
     def flush(self) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from ledgerstream.errors import CorruptError
-from ledgerstream.log import Appended, LogConfig, Repeat, Store
+from ledgerstream.log import Appended, LogConfig, Refused, Repeat, Store
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.markers import CHECKPOINT_NAME, CLEAN_NAME, Point
 from ledgerstream.log.recovery import recover
 from ledgerstream.log.segment import INDEX, LOG, TIME_INDEX
 from tests.log.harness import (
+    CONFIG,
     DIRECT,
     JOURNAL,
     MODES,
@@ -126,13 +128,43 @@ def test_a_partition_that_cannot_be_recovered_lets_the_others_run(
     running.drain()
     running.abandon()
     flip(log_files(tmp_path / "data" / "payments-1")[0], 100)
+    for start in range(3):  # what had been acknowledged is known at every later start too
+        running = open_store(DIRECT)
+        failure = running.partition(1).failure
+        assert failure is not None
+        assert "payments-1 cannot be recovered" in failure
+        for index in (0, 2):
+            assert read_all(running.partition(index)) == list(range(120 + 3 * start))
+            running.write(running.partition(index), 1)
+        running.store.tick(10_000)
+        running.drain()
+        running.abandon() if start else running.close()
+
+
+def test_a_partition_whose_directory_is_gone_is_stopped_and_not_begun_anew(
+    open_store: Open, tmp_path: Path
+) -> None:
     running = open_store(DIRECT)
-    failure = running.partition(1).failure
-    assert failure is not None
-    assert "payments-1 cannot be recovered" in failure
-    for index in (0, 2):
-        assert read_all(running.partition(index)) == list(range(120))
-        running.write(running.partition(index), 1)
+    for index in range(2):
+        running.write(running.create(index), 40)
+    running.drain()
+    running.store.tick(10_000)
+    running.drain()
+    running.abandon()
+    shutil.rmtree(tmp_path / "data" / "payments-1")
+    for start in range(3):
+        running = open_store(DIRECT)
+        lost = running.create(1)  # as the catalogue asks for it
+        assert lost.failure is not None
+        assert "held acknowledged records below offset 120" in lost.failure
+        assert isinstance(running.append(lost), Refused)
+        running.write(running.partition(0), 1)
+        running.store.tick(10_000)
+        running.drain()
+        running.abandon() if start else running.close()
+    running = open_store(DIRECT)
+    running.store.delete(running.create(1).key)  # the operator gives it up
+    running.write(running.store.create(key_of(1, topic_id=uuid.UUID(int=8)), CONFIG, 1_000), 1)
 
 
 def test_a_whole_log_is_read_again_without_snapshot_or_checkpoint(

@@ -21,6 +21,7 @@ from ledgerstream.log import Appended, LogConfig, Partition, PartitionKey, Refus
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.markers import CLEAN_NAME
 from tests.log.harness import (
+    CONFIG,
     DIRECT,
     JOURNAL,
     MODES,
@@ -466,6 +467,28 @@ def test_a_deleted_partition_is_gone_and_its_name_is_free(open_store: Open) -> N
     assert [p.key for p in open_store().store.partitions()] == [key]
 
 
+def test_a_topic_with_the_longest_name_is_deleted_too(open_store: Open) -> None:
+    """Left in place, its records would follow those of the next topic of that name."""
+    running = open_store()
+    key = key_of(0, "t" * 249)
+    running.write(running.store.create(key, CONFIG, 1_000), 5)
+    running.store.delete(key)
+    running.drain()
+    assert not [path.name for path in running.directory.iterdir() if path.is_dir()]
+
+
+def test_a_new_partition_is_not_put_over_records_that_are_there(open_store: Open) -> None:
+    running = open_store()
+    directory = running.directory / "payments-0"
+    directory.mkdir()
+    (directory / f"{0:020d}.log").write_bytes(batch_of())
+    partition = running.create()
+    running.append(partition)
+    running.settle()
+    assert partition.failure is not None
+    assert "records of another topic are there" in partition.failure
+
+
 def test_a_deletion_that_a_crash_cut_short_is_finished(open_store: Open) -> None:
     running = open_store()
     running.write(running.create(), 5)
@@ -496,13 +519,15 @@ def test_a_clean_start_believes_the_marker_and_an_altered_log_is_read_again(
     open_store: Open,
 ) -> None:
     running = open_store()
-    running.write(running.create(0), 50)
-    running.write(running.create(1), 50)
+    for index in (0, 1, 2):
+        running.write(running.create(index, replace(CONFIG, segment_bytes=3_000)), 50)
     running.close()
     with log_files(running.directory / "payments-1")[-1].open("ab") as log:
         log.write(b"garbage")
+    for path in log_files(running.directory / "payments-2", "index"):
+        path.unlink()  # of every segment, the sealed ones too
     running = open_store()
-    for index in (0, 1):
+    for index in (0, 1, 2):
         assert read_all(running.partition(index)) == list(range(150))
     assert not (running.directory / CLEAN_NAME).exists()
 
