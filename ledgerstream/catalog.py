@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import UUID
 
@@ -232,6 +232,14 @@ class Catalog:
             case ProducerIdsGiven():
                 assert record.next_id > self.next_producer_id, record
                 self.next_producer_id = record.next_id
+
+    def become(self, other: Catalog) -> None:
+        """Go back to a state that has fewer records behind it."""
+        self.version += 1
+        self.cluster_id, self.next_producer_id = other.cluster_id, other.next_producer_id
+        copies = [replace(topic, config=dict(topic.config)) for topic in other.topics.values()]
+        self.topics = {topic.name: topic for topic in copies}
+        self.by_id = {topic.topic_id: topic for topic in copies}
 
 
 def _topic(record: TopicCreated) -> Topic:

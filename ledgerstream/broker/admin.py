@@ -98,7 +98,7 @@ async def delete_topics(node: Node, exchange: Exchange) -> None:
         elif topic is None and name is None:
             answer = Answer(ErrorCode.unknown_topic_id, "This server does not host this topic ID.")
         else:
-            answer = await node.catalog_host.perform(catalog.decide_delete(topic))
+            answer = await node.perform(catalog.decide_delete(topic))
         results.append({
             "name": topic.name if topic is not None else name,
             "topic_id": topic.topic_id if topic is not None else topic_id,
@@ -138,7 +138,7 @@ async def _add(node: Node, topic: Any, validate_only: bool) -> Answer:
             )
     if validate_only:
         return decision.reply
-    return await node.catalog_host.perform(decision)
+    return await node.perform(decision)
 
 
 async def describe_log_dirs(node: Node, exchange: Exchange) -> None:

@@ -132,7 +132,7 @@ async def alter(node: Node, exchange: Exchange) -> None:
             decision = node.catalog.decide_alter_config(resource.resource_name, changes)
             answer = decision.reply
             if not request.validate_only:
-                answer = await node.catalog_host.perform(decision)
+                answer = await node.perform(decision)
             error, message = answer.error, answer.message
         results.append({
             "error_code": error,

@@ -1,13 +1,14 @@
 """Performs the decisions of a pure machine: append, replay at once, reply when durable.
 
-Whatever is decided next sees the new state; nobody is told of it before the log is durable up to
-it. If an append fails, the machine is thrown away: for the catalogue that means that the broker
-stops and replays when it is started again.
+Whatever is decided next sees the new state; nobody is told of it, and nothing is done about it,
+before the log is durable up to it. `settled` is the machine at that point: if an append fails, what
+was decided beyond it has never been.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from ledgerstream.broker.replica import Replica
@@ -27,16 +28,18 @@ class Host(Generic[R]):
     def __init__(
         self,
         machine: Machine[R],
+        settled: Machine[R],
         replica: Replica,
         encode: Callable[[R], bytes],
         now_ms: Callable[[], int],
         performed: Callable[[Sequence[R]], None],
     ) -> None:
         self.machine = machine
+        self.settled = settled
         self.replica = replica
         self._encode = encode
         self._now_ms = now_ms
-        self._performed = performed  # what the node does about new records, before the reply
+        self._performed = performed  # what the node does about durable records, before the reply
 
     def act(self, decision: Decision[R, Reply]) -> int:
         """Append and replay; the offset up to which the reply's durability is to be awaited."""
@@ -50,11 +53,20 @@ class Host(Generic[R]):
                 raise StorageError(f"{partition.key} takes no records: {appended}")
             for record in decision.records:
                 self.machine.replay(record)
-            self._performed(decision.records)
+            settle = partial(self._settle, decision.records)
+            self.replica.when_durable(partition.next_offset, settle)
         return partition.next_offset
 
+    def _settle(self, records: Sequence[R], durable: bool) -> None:
+        if not durable:
+            self.machine.become(self.settled)
+            return
+        for record in records:
+            self.settled.replay(record)
+        self._performed(records)
+
     async def perform(self, decision: Decision[R, Reply]) -> Reply:
-        """The decision's reply, once everything that it rests on is durable."""
+        """The decision's reply, once all that it rests on is durable; StorageError if it failed."""
         await self.replica.wait_durable(self.act(decision))
         return decision.reply
 

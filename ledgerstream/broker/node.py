@@ -24,6 +24,7 @@ from ledgerstream.broker.server import Server
 from ledgerstream.broker.sessions import Sessions
 from ledgerstream.broker.settings import Settings
 from ledgerstream.catalog import Answer, Catalog, CatalogRecord
+from ledgerstream.errors import CorruptError, StorageError
 from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.log import LogConfig, Partition, PartitionKey, Store
 
@@ -53,6 +54,7 @@ class Node:
         self.settings, self.limits, self.now_ms = settings, limits, now_ms
         self.loop = asyncio.get_running_loop()
         self.catalog = Catalog()
+        self.settled = Catalog()  # as far as the catalogue's log is durable
         self.replicas = Replicas()
         self.sessions = Sessions(limits.fetch_sessions_max)
         self.dispatch = Dispatch(self)
@@ -85,17 +87,13 @@ class Node:
         self.store.start(
             self.loop.call_soon_threadsafe, self.replicas.on_round, self._on_store_fatal
         )
-        log_of_catalog = self.store.get(CATALOG_KEY) or self.store.create(
-            CATALOG_KEY, LogConfig(), self.now_ms()
-        )
-        replica = self.replicas.add(log_of_catalog)
-        values = await self.loop.run_in_executor(
-            self.readers, lambda: list(replay_log(log_of_catalog))
-        )
-        for value in values:
-            self.catalog.replay(cat.decode(value))
+        try:
+            replica = self.replicas.add(await self._replay_catalog())
+        except BaseException:
+            await self.loop.run_in_executor(self.readers, self.store.close)
+            raise
         self.catalog_host = Host(
-            self.catalog, replica, cat.encode, self.now_ms, self._follow_catalog
+            self.catalog, self.settled, replica, cat.encode, self.now_ms, self._follow_catalog
         )
         if not self.catalog.cluster_id:
             await self.catalog_host.perform(self.catalog.decide_form(uuid.uuid4()))
@@ -104,15 +102,48 @@ class Node:
         self.port = await self.server.listen(self.settings.host, self.settings.port)
         self._expire()
 
+    async def _replay_catalog(self) -> Partition:
+        """The catalogue's log, replayed; partitions that it has deleted are gone."""
+        found = self.store.get(CATALOG_KEY)
+        deleted = set()
+        if found is not None:
+            values = await self.loop.run_in_executor(self.readers, lambda: list(replay_log(found)))
+            for value in values:
+                record = cat.decode(value)
+                self.catalog.replay(record)
+                if isinstance(record, cat.TopicDeleted):
+                    deleted.add(record.topic_id)
+        self.settled.become(self.catalog)
+        if found is None or found.failure is None:
+            self._delete_unknown(deleted)
+        return found or self.store.create(CATALOG_KEY, LogConfig(), self.now_ms())
+
+    def _delete_unknown(self, deleted: set[uuid.UUID]) -> None:
+        """Partitions whose deletion, or whose creation, a crash cut short.
+
+        Records that the catalogue never heard of mean that it is not the one of this directory.
+        """
+        strangers = []
+        for partition in self.store.partitions():
+            key = partition.key
+            topic = self.catalog.by_id.get(key.topic_id)
+            if key == CATALOG_KEY or (topic is not None and key.index < topic.partitions):
+                continue
+            if key.topic_id in deleted or (partition.next_offset == 0 and not partition.failure):
+                self.store.delete(key)
+            else:
+                strangers.append(str(key))
+        if strangers:
+            some = ", ".join(strangers[:3]) + (", …" if len(strangers) > 3 else "")
+            raise CorruptError(
+                f"The topic catalogue ({CATALOG_KEY}) does not know {some}, which hold records.",
+                f"Restore {CATALOG_KEY} from a copy, or move those directories elsewhere.",
+            )
+
     def _open_partitions(self) -> None:
-        """Every partition that the catalogue names, and nothing else."""
-        known = {CATALOG_KEY}
         for topic in self.catalog.topics.values():
             for index in range(topic.partitions):
-                known.add(self._open(topic, index).key)
-        for partition in tuple(self.store.partitions()):
-            if partition.key not in known:  # deleted just before a crash
-                self.store.delete(partition.key)
+                self._open(topic, index)
 
     def _open(self, topic: cat.Topic, index: int) -> Partition:
         key = PartitionKey(topic.name, topic.topic_id, index)
@@ -126,16 +157,16 @@ class Node:
         return partition
 
     def _follow_catalog(self, records: Sequence[CatalogRecord]) -> None:
-        """Make the partitions what the catalogue now says."""
+        """Make the partitions what the catalogue says for good."""
         for record in records:
             match record:
                 case cat.TopicCreated() | cat.PartitionsAdded():
-                    topic = self.catalog.by_id[record.topic_id]
+                    topic = self.settled.by_id[record.topic_id]
                     for index in range(topic.partitions):
                         if self.replicas.of(topic.topic_id, index) is None:
                             self._open(topic, index)
                 case cat.ConfigChanged():
-                    topic = self.catalog.by_id[record.topic_id]
+                    topic = self.settled.by_id[record.topic_id]
                     for index in range(topic.partitions):
                         replica = self.replicas.of(topic.topic_id, index)
                         assert replica is not None
@@ -206,8 +237,15 @@ class Node:
             return decision.reply
         if decision.reply.error is ErrorCode.topic_already_exists:
             # it may have been created a moment ago: nobody is told of it before it is durable
-            await self.catalog_host.perform(decision)
-        return await self.catalog_host.perform(decision)
+            await self.perform(decision)
+        return await self.perform(decision)
+
+    async def perform(self, decision: cat.Decided) -> Answer:
+        """A decision of the catalogue, performed; KAFKA_STORAGE_ERROR where its log failed."""
+        try:
+            return await self.catalog_host.perform(decision)
+        except StorageError as error:
+            return Answer(ErrorCode.kafka_storage_error, str(error))
 
     def _expire(self) -> None:
         """The clock ticks: answer produce requests that wait too long, forget idle producers."""

@@ -15,7 +15,7 @@ from kio.schema.errors import ErrorCode
 from ledgerstream.broker.replica import Replica
 from ledgerstream.broker.server import Exchange
 from ledgerstream.catalog import RESERVED_TOPICS
-from ledgerstream.errors import DecodeError
+from ledgerstream.errors import DecodeError, StorageError
 from ledgerstream.log import Appended, Refused, check_client_batch, check_request
 from ledgerstream.wire import batches, messages
 from ledgerstream.wire.batches import Header
@@ -235,7 +235,12 @@ async def init_producer_id(node: Node, exchange: Exchange) -> None:
     if refusal is not None:
         exchange.answer(throttle_time=0, error_code=refusal, producer_id=-1, producer_epoch=-1)
         return
-    producer_id = await node.producer_ids.take()
+    try:
+        producer_id = await node.producer_ids.take()
+    except StorageError:  # the one error after which every client asks again
+        wait = ErrorCode.coordinator_load_in_progress
+        exchange.answer(throttle_time=0, error_code=wait, producer_id=-1, producer_epoch=-1)
+        return
     exchange.answer(
         throttle_time=0, error_code=ErrorCode.none, producer_id=producer_id, producer_epoch=0
     )

@@ -1,0 +1,120 @@
+"""The node: the catalogue is durable before anything follows it, and nothing is ever guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kio.schema.errors import ErrorCode
+
+from ledgerstream.broker.node import Node
+from ledgerstream.broker.settings import Settings
+from ledgerstream.client import Client
+from ledgerstream.errors import CorruptError, KafkaError
+from ledgerstream.limits import Limits
+from ledgerstream.log.disk import Disk
+
+QUICK = Limits(storage_retry_ms=20, tick_ms=10)
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[tuple[Node, Client]]:
+    node = Node(Settings(data_dir=directory, port=0), QUICK)
+    await node.start()
+    try:
+        async with await Client.connect(f"127.0.0.1:{node.port}") as client:
+            yield node, client
+    finally:
+        await node.stop()
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """`full_disk(True)`: no room for the catalogue, until `full_disk(False)`."""
+    real = Disk.open
+    full = False
+
+    def opened(disk: Disk, handle: Any) -> Any:
+        if full and "__cluster_metadata" in handle.path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(disk, handle)
+
+    def switch(on: bool) -> None:
+        nonlocal full
+        full = on
+
+    monkeypatch.setattr(Disk, "open", opened)
+    return switch
+
+
+async def send(client: Client, topic: str, count: int) -> None:
+    producer = await client.producer()
+    for n in range(count):
+        assert await producer.send(topic, b"%d" % n, partition=0) == n
+
+
+async def test_what_the_catalogue_could_not_write_has_never_been(
+    tmp_path: Path, full_disk: Callable[[bool], None]
+) -> None:
+    async with running(tmp_path) as (node, client):
+        await client.create_topic("before")
+        await send(client, "before", 1)
+        full_disk(True)
+        answer = await node.create_topic("never", 1)
+        assert answer.error is ErrorCode.kafka_storage_error
+        topic = node.catalog.topics["before"]
+        assert (await node.perform(node.catalog.decide_delete(topic))).error is answer.error
+        assert list(node.catalog.topics) == ["before"]
+        assert await client.list_offsets("before", {0: -1}) == {0: 1}
+        full_disk(False)
+        async with asyncio.timeout(10):
+            while (await node.create_topic("after", 2)).error is not ErrorCode.none:
+                await asyncio.sleep(0.01)
+        assert [r.partition.key.topic for r in node.replicas][2:] == ["after", "after"]
+    async with running(tmp_path) as (node, client):
+        assert sorted(node.catalog.topics) == ["after", "before"]
+        assert await client.list_offsets("before", {0: -1}) == {0: 1}
+
+
+async def test_a_lost_catalogue_deletes_nothing(tmp_path: Path) -> None:
+    data, kept = tmp_path / "data", tmp_path / "kept"
+    async with running(data) as (_, client):
+        await client.create_topic("payments")
+        await client.create_topic("empty")
+        await send(client, "payments", 3)
+    (data / "__cluster_metadata-0").rename(kept)
+    for _ in range(2):
+        with pytest.raises(CorruptError, match="does not know payments-0, which hold records"):
+            await Node(Settings(data_dir=data, port=0), QUICK).start()
+    shutil.copytree(kept, data / "__cluster_metadata-0")
+    async with running(data) as (_, client):
+        assert await client.list_offsets("payments", {0: -1}) == {0: 3}
+
+
+async def test_a_topic_is_made_again_where_a_crash_cut_its_deletion_short(tmp_path: Path) -> None:
+    """The catalogue has the new topic, the directory is still the old one's."""
+    async with running(tmp_path / "a") as (_, client):
+        await client.create_topic("payments")
+        await send(client, "payments", 3)
+    old = tmp_path / "a" / "payments-0"
+    shutil.copytree(old, tmp_path / "kept")
+    async with running(tmp_path / "a") as (_, client):
+        await client.delete_topic("payments")
+        await client.create_topic("payments")
+    shutil.rmtree(old)
+    (tmp_path / "kept").rename(old)
+    (tmp_path / "a" / "clean-stop").unlink()
+    async with running(tmp_path / "a") as (_, client):
+        assert await client.list_offsets("payments", {0: -1}) == {0: 0}
+        await send(client, "payments", 2)
+        assert old.exists()
+    async with running(tmp_path / "a") as (_, client):
+        assert await client.list_offsets("payments", {0: -1}) == {0: 2}
+        with pytest.raises(KafkaError):
+            await client.create_topic("payments")
