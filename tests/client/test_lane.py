@@ -137,7 +137,7 @@ STEPS = st.lists(
             st.integers(0, 4),
         ),
         st.tuples(st.just("arrives"), st.just(0)),
-        st.tuples(st.just("time"), st.sampled_from([1, 120])),
+        st.tuples(st.just("time"), st.sampled_from([1, 60, 120])),
     ),
     max_size=80,
 )  # fmt: skip
@@ -210,6 +210,28 @@ def test_what_may_be_in_the_log_is_never_sent_under_another_identity() -> None:
     model.write(1)
     model.finish()
     model.check()
+    assert isinstance(model.outcomes[4], int)  # no gap was left behind
+
+
+def test_what_may_be_in_the_log_is_given_up_with_what_expires_before_it() -> None:
+    model = Model()
+    model.write(1)
+    model.send()
+    model.answer("answered", 0)
+    for _ in range(3):
+        model.write(1)
+        model.now += 10
+    model.send()
+    model.answer("reply lost", 0)
+    model.answer("reply lost", 0)
+    model.answer("never sent", 0)
+    model.now = 105  # the first of the three is too old
+    model.lane.expire(model.now, 100_000)
+    assert isinstance(model.outcomes[1], DeliveryTimeout)
+    assert "given up" in str(model.outcomes[2])
+    model.finish()
+    model.check()
+    assert model.log == [0, 1, 2, 3]
 
 
 def test_the_last_epoch_of_an_id_is_followed_by_another_id() -> None:
