@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import structlog
@@ -22,7 +23,7 @@ import uvloop
 
 from ledgerstream.cli.show import Advance
 from ledgerstream.client import EARLIEST, LATEST, Client
-from ledgerstream.errors import KafkaError, LedgerStreamError
+from ledgerstream.errors import ConfigError, KafkaError, LedgerStreamError
 from ledgerstream.events import Event
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ async def open_database(database: str | None, directory: Path) -> AsyncIterator[
             connection = await asyncpg.connect(url)
         except (OSError, asyncpg.PostgresError) as error:
             raise LedgerStreamError(
-                f"Postgres does not answer at {url}: {error}.",
+                f"Postgres does not answer at {_without_password(url)}: {error}.",
                 "Check --database; without it, an embedded Postgres is used.",
             ) from error
         try:
@@ -111,12 +112,24 @@ async def open_database(database: str | None, directory: Path) -> AsyncIterator[
 @contextmanager
 def database_url(database: str | None, directory: Path) -> Iterator[str]:
     if database is not None:
+        if not database.startswith(("postgresql://", "postgres://")):
+            raise ConfigError(
+                "--database (or LEDGERSTREAM_DATABASE) is not the URL of a Postgres.",
+                "Write it as postgresql://user@host:5432/name.",
+            )
         yield database
         return
     from ledgerstream.stream.postgres import EmbeddedPostgres
 
     with EmbeddedPostgres.start(directory) as postgres:
         yield postgres.url
+
+
+def _without_password(url: str) -> str:
+    """For a message: whatever stands between the user and the host is left out, and the query."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 async def ensure_topic(client: Client, topic: str, partitions: int) -> None:

@@ -141,3 +141,15 @@ def test_what_would_steer_a_terminal_is_shown_as_base64() -> None:
     assert show.text("é".encode()) == "é"
     assert show.text(b"\x1b[2J") == "base64:G1sySg=="
     assert show.text(b"\xff") == "base64:/w=="
+
+
+def test_a_database_that_is_not_there_is_named_without_its_password(shell: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    url = f"postgresql://me:secret@127.0.0.1:{port}/x"
+    said = shell("dead-letters", "list", "--database", url, code=1).stderr
+    assert f"does not answer at postgresql://me@127.0.0.1:{port}/x" in said
+    assert "secret" not in said
+    assert (
+        "postgresql://user@host" in shell("dead-letters", "list", "--database", "x", code=2).stderr
+    )
