@@ -45,6 +45,11 @@ def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
             f"The values must fit the columns of {event.__name__}; "
             f"the {rows_read:,} rows before are not affected.",
         ) from error
+    except OSError as error:  # such as a compressed file that was cut
+        raise DecodeError(
+            f"{path}, after row {rows_read:,}: {error}.",
+            "The file is damaged, or not of the kind that its name says.",
+        ) from error
 
 
 def _read_csv(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, float]]:

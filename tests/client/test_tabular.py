@@ -121,6 +121,15 @@ def test_a_file_without_rows_is_none_of_another_kind(tmp_path: Path) -> None:
         rows_of(csv(tmp_path, "a word\n"))
 
 
+def test_a_damaged_file_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv.gz"
+    whole = gzip.compress((HEADER + LINE * 1_000).encode())
+    for content in (whole[: len(whole) // 2], b"no gzip at all"):
+        path.write_bytes(content)
+        with pytest.raises(DecodeError, match=r"orders\.csv\.gz, after row 0: .*\n.*damaged"):
+            rows_of(path)
+
+
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(LedgerStreamError, match="no file"):
         rows_of(tmp_path / "nowhere.csv")
