@@ -22,6 +22,9 @@ from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.state import BadEvents, State
 from ledgerstream.stream.tables import Rows, Table
 
+REFUSALS_MAX = 4  # of a step, before it is made in halves
+SPLIT_EVENTS_MIN = 64  # fewer are run again as a whole
+
 
 @dataclass(frozen=True)
 class DeadLetter:
@@ -159,10 +162,12 @@ class Machine:
         """Process [start, stop) and open one frame of state.
 
         `outputs=False` (replay) encodes nothing. Events that `process` or the encoding refuses
-        become dead letters, exactly those. Raises StoppedPartition where the processor itself
-        is at fault; no frame is open then.
+        become dead letters, exactly those; where there are many, the step is made of smaller ones,
+        each an input of the piece with a frame of its own. Raises StoppedPartition where the
+        processor itself is at fault; no frame is open then.
         """
         work = given
+        refused = 0
         while True:
             self.state.begin(len(work.batch))
             try:
@@ -170,6 +175,9 @@ class Machine:
                 break
             except BadEvents as error:
                 self.state.rollback()
+                refused += 1
+                if refused == REFUSALS_MAX and len(given.batch) > SPLIT_EVENTS_MIN:
+                    return self._step_apart(given, outputs)
                 work = work.without(error.offsets, str(error.args[0]))
             except BaseException as error:
                 self.state.rollback()
@@ -189,6 +197,17 @@ class Machine:
             self.state.digest(),
             [given],
         )
+
+    def _step_apart(self, given: Input, outputs: bool) -> Piece:
+        """In two halves: each refusal costs another run over all events of its step."""
+        early, late = given.split()
+        first = self.step(early, outputs=outputs)
+        try:
+            return join([first, self.step(late, outputs=outputs)])
+        except BaseException:
+            for _ in first.inputs:
+                self.rollback()
+            raise
 
     def forget(self) -> None:
         """The oldest step is committed."""

@@ -120,11 +120,12 @@ class Restorer:
     def _replay_chunk(self, machine: Machine, chunk: Chunk, stop: int, dead: np.ndarray) -> None:
         for given in self.decoder.decode(chunk, stop):
             alive = ~np.isin(given.batch.offset, dead)
-            machine.step(
+            piece = machine.step(
                 Input(given.partition, given.start, given.stop, given.batch.take(alive)),
                 outputs=False,
             )
-            machine.forget()
+            for _ in piece.inputs:
+                machine.forget()
 
     def _stopped(self, claim: Claim, why: str, remedy: str) -> StoppedPartition:
         return StoppedPartition(

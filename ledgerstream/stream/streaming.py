@@ -229,7 +229,8 @@ class Stream:
         try:
             self._note([piece], await self._timed_commit([piece]))
         except DataError as error:
-            await self._compute(machine.rollback)
+            for _ in piece.inputs:
+                await self._compute(machine.rollback)
             if len(given.batch) == 0:
                 raise
             if len(given.batch) == 1:

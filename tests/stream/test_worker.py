@@ -240,6 +240,36 @@ async def test_a_total_that_overflows_is_a_dead_letter(database: str) -> None:
     assert "64 bits" in dead[0][1]
 
 
+async def test_a_flood_of_overflows_costs_little_and_each_is_a_dead_letter(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run over the step for each of them would take hours."""
+    rows = payments(6_000, customers=2)
+    rows["at"] = np.arange(6_000)
+    rows["amount"][0] = 2**63 - 1  # every later event of this customer is one too many
+    runs = 0
+    process = Spending.process
+
+    def counted(self: Spending, batch: Batch, state: State) -> Any:
+        nonlocal runs
+        runs += len(batch)
+        return process(self, batch, state)
+
+    monkeypatch.setattr(Spending, "process", counted)
+    log = log_of(rows)
+    log.chunk_batches = 60
+    progress = await Worker(Spending, log, database, until="end").run()
+    other = rows["customer"] != rows["customer"][0]
+    assert progress.dead == 6_000 - other.sum() - 1
+    kept = await fetch(database, "SELECT payment_id FROM spent ORDER BY 1")
+    assert [n for (n,) in kept] == [0, *np.flatnonzero(other)]
+    assert runs < 60 * 6_000
+    state = await fetch(database, "SELECT next_offset, digest FROM ls_progress")
+    await fetch(database, "DELETE FROM ls_snapshots")
+    await Worker(Spending, log, database, until="restored").run()  # the same digest again
+    assert await fetch(database, "SELECT next_offset, digest FROM ls_progress") == state
+
+
 async def test_a_crash_loses_the_memory_and_nothing_else(
     database: str, wanted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
