@@ -249,6 +249,8 @@ class Reader:
         data = part.records or b""
         if not data:
             return None
+        if not all(batches.crc_matches(data, at, h) for at, h in batches.headers(data)):
+            return kafka_error(ErrorCode.corrupt_message, f"{self.topic}-{partition} at {start:,}")
         data, next_offset = _committed(data, part.aborted_transactions or (), start)
         if next_offset == start:
             return None
