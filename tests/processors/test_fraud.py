@@ -85,7 +85,7 @@ def test_what_is_stored_needs_one_partition() -> None:
 @pytest.mark.slow
 def test_the_table_in_postgres_holds_what_process_gave(generated: NDArray) -> None:
     with ledgerstream.local() as here:
-        here.write("payments", generated)
+        here.write(Fraud.source, generated)
         progress = here.run(Fraud)
         table = here.table(ScoredPayment)
         alerts = here.table(FraudAlert)
