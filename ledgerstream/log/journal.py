@@ -131,6 +131,14 @@ class JournalRow(NamedTuple):
     crc: int
 
 
+def add_row(rows: list[JournalRow], row: JournalRow) -> None:
+    """Behind what was journaled before. A later row takes the place of those at and above its own
+    offset: theirs were never answered, the partition stopped and went on from there."""
+    while rows and rows[-1].base_offset >= row.base_offset:
+        rows.pop()
+    rows.append(row)
+
+
 class JournalContents:
     """What the journals of a stopped store hold, by partition, oldest first."""
 
@@ -149,7 +157,7 @@ class JournalContents:
         heads = [(head.generation, path) for path, head in self._heads.items() if head]
         for _, path in sorted(heads):
             for identity, row in self._rows(path):
-                out.setdefault(identity, []).append(row)
+                add_row(out.setdefault(identity, []), row)
         return out
 
     def batch(self, row: JournalRow) -> bytes | None:

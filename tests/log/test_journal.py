@@ -13,6 +13,8 @@ from ledgerstream.log.journal import (
     ROW_BYTES,
     Journal,
     JournalContents,
+    JournalRow,
+    add_row,
     frame_bytes,
 )
 from ledgerstream.log.tail import Batch, placed
@@ -131,3 +133,11 @@ def test_a_journal_set_aside_is_read_too(tmp_path: Path) -> None:
     assert offsets_in(tmp_path) == [0, 3]
     JournalContents(Disk(), tmp_path).recycle()
     assert [path.name for path in tmp_path.iterdir()] == ["a.journal"]
+
+
+def test_a_later_batch_takes_the_place_of_one_that_was_never_answered() -> None:
+    """A partition that stopped between a frame and its answer goes on at the same offset."""
+    rows: list[JournalRow] = []
+    for position, base_offset in enumerate((0, 5, 9, 5, 7)):
+        add_row(rows, JournalRow("journal", position, base_offset, 100, position))
+    assert [(row.base_offset, row.position) for row in rows] == [(0, 0), (5, 3), (7, 4)]
