@@ -185,6 +185,14 @@ class Segment:
         self.flush(disk)
         disk.truncate(self.log, position)
 
+    def discard(self, disk: Disk) -> None:
+        """Nothing in it has ever been: a segment that a failed partition had begun."""
+        with self.writing:
+            self.pending.clear()  # the journal's cover still names it, and must find nothing
+        for handle in self.handles:
+            disk.forget(handle)
+            disk.remove(handle.path)
+
     # finding
 
     def read(

@@ -325,9 +325,7 @@ class Writer:
                 elif segment is durable.segment:
                     segment.throw_away(disk, durable.position)
                 else:
-                    for handle in segment.handles:
-                        disk.forget(handle)
-                        disk.remove(handle.path)
+                    segment.discard(disk)
             state = recover(disk, self._limits, partition.directory, point)
         except (OSError, CorruptError) as error:
             sentence = f"Partition {partition.key} cannot be repaired: {error}"

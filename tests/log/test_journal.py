@@ -17,6 +17,7 @@ from ledgerstream.log.journal import (
     add_row,
     frame_bytes,
 )
+from ledgerstream.log.segment import Segment
 from ledgerstream.log.tail import Batch, placed
 from ledgerstream.wire.batches import parse_header, placed_prefix
 from tests.log.harness import batch_of, key_of
@@ -141,3 +142,13 @@ def test_a_later_batch_takes_the_place_of_one_that_was_never_answered() -> None:
     for position, base_offset in enumerate((0, 5, 9, 5, 7)):
         add_row(rows, JournalRow("journal", position, base_offset, 100, position))
     assert [(row.base_offset, row.position) for row in rows] == [(0, 0), (5, 3), (7, 4)]
+
+
+def test_a_discarded_segment_is_never_written_behind_our_back(tmp_path: Path) -> None:
+    disk = Disk()
+    segment = Segment(str(tmp_path), 0, 0)
+    batch = placed_batch(0)
+    segment.pending.append(batch)
+    segment.discard(disk)
+    segment.flush(disk)
+    assert list(tmp_path.iterdir()) == []
