@@ -76,10 +76,13 @@ class Client:
             ) from error
         return cls(cluster)
 
-    async def close(self) -> None:
-        """Flush and close every producer, end every reader, close the connections."""
+    async def close(self, *, flush: bool = True) -> None:
+        """Flush and close every producer, end every reader, close the connections.
+
+        Without `flush`, what is not acknowledged fails at once: it may or may not be in the log.
+        """
         try:
-            await asyncio.gather(*(producer.close() for producer in self._producers))
+            await asyncio.gather(*(producer.close(flush=flush) for producer in self._producers))
         finally:
             for reader in self._readers:
                 await reader.close()
@@ -94,7 +97,7 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        await self.close(flush=error is None)
 
     # -- topics
 

@@ -175,12 +175,12 @@ class Producer:
         if self._unsettled:
             await asyncio.wait(set(self._unsettled))
 
-    async def close(self) -> None:
-        """Flush, then end. Nothing can be sent from now on."""
+    async def close(self, *, flush: bool = True) -> None:
+        """Flush (or fail what is not acknowledged), then end. Nothing can be sent from now on."""
         self._closing = True
         self._room.set()
         try:
-            if not self._sender.done():
+            if flush and not self._sender.done():
                 await self.flush()
         finally:
             self._sender.cancel()

@@ -11,7 +11,7 @@ import pytest
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import LATEST, Client, Reader
-from ledgerstream.errors import DeliveryTimeout, KafkaError
+from ledgerstream.errors import DeliveryTimeout, KafkaError, LedgerStreamError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import batches
 from tests.client.events import Trade, trades
@@ -203,3 +203,24 @@ async def test_a_batch_refused_for_good_fails_alone(our_broker: Broker, topic: s
         assert good == list(range(len(good)))
         assert await client.list_offsets(topic, {0: LATEST}) == {0: len(good)}
         assert await producer.send(topic, b"later", partition=0) == len(good)
+
+
+async def leave_on_an_error(broker: Broker, sending: list[asyncio.Future[int]]) -> None:
+    async with await Client.connect(broker.address) as client:
+        producer = await client.producer()
+        await producer.send("left", b"x")
+        await broker.kill()
+        sending.append(asyncio.ensure_future(producer.send("left", b"y")))
+        await asyncio.sleep(0)
+        raise RuntimeError("the caller's own")
+
+
+async def test_leaving_on_an_error_does_not_wait_for_a_broker_that_is_away(tmp_path: Path) -> None:
+    broker = await Broker.embedded(tmp_path)
+    sending: list[asyncio.Future[int]] = []
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(RuntimeError, match="the caller's own"):
+        await leave_on_an_error(broker, sending)
+    assert asyncio.get_running_loop().time() - began < 30  # the delivery limit is 120 s
+    with pytest.raises(LedgerStreamError):
+        await sending[0]
