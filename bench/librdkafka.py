@@ -104,47 +104,5 @@ def one_by_one(address: str, topic: str, count: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def spread(address: str, topic: str, partitions: int, rate: int, seconds: float) -> dict[str, Any]:
-    """Latency in ms of records sent at a steady rate, round robin over the partitions.
-
-    Each record has its due time; a late one counts from when it was due.
-    """
-    from confluent_kafka import Producer
-
-    producer = Producer({
-        "bootstrap.servers": address, "enable.idempotence": True, "acks": "all", "linger.ms": 1,
-        "queue.buffering.max.messages": 1_000_000, "sticky.partitioning.linger.ms": 0,
-    })  # fmt: skip
-    producer.list_topics(topic, 30)
-    value = bytes(100)
-    latencies: list[float] = []
-
-    def send(partition: int, due: float) -> None:
-        def told(error: Any, _: Any) -> None:
-            assert error is None, error
-            latencies.append(time.perf_counter() - due)
-
-        producer.produce(topic, value, partition=partition, on_delivery=told)
-
-    for partition in range(partitions):
-        producer.produce(topic, value, partition=partition)
-    assert producer.flush(60) == 0
-    started = time.perf_counter()
-    count = int(rate * seconds)
-    for i in range(count):
-        due = started + i / rate
-        while time.perf_counter() < due:
-            producer.poll(0.0005)
-        send(i % partitions, due)
-        producer.poll(0)
-    assert producer.flush(60) == 0
-    steady = sorted(latencies[len(latencies) // 10 :])
-    return {
-        "p50": steady[len(steady) // 2] * 1000,
-        "p99": steady[int(len(steady) * 0.99)] * 1000,
-        "max": steady[-1] * 1000,
-    }
-
-
 if __name__ == "__main__":
     print(json.dumps(globals()[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -69,9 +69,15 @@ def produce_java() -> Iterator[Row]:
 
 @row("produce_spread")
 def produce_spread() -> Iterator[Row]:
+    """Java's producer, record by record to the partitions in turn: it puts all that is ready for a
+    broker into one request. (librdkafka sends a request a partition, five at a time: over 1,000
+    partitions its p99 is that queue's on either broker.)"""
+    if kafka.why_absent():
+        return
     found: dict[tuple[str, int], list[float]] = {}
     with both() as (us, peer):
-        sides = [us] + ([peer] if peer else [])
+        assert peer is not None
+        sides = [us, peer]
         topics = {
             (side.name, n): librdkafka.new_topic(side.address, n)
             for side in sides
@@ -80,17 +86,25 @@ def produce_spread() -> Iterator[Row]:
         for _ in range(PAIRS):
             for side in sides:
                 for partitions in (6, 1000):
-                    told = librdkafka.run(
-                        "spread", address=side.address, topic=topics[side.name, partitions],
-                        partitions=partitions, rate=20_000, seconds=4,
+                    said = kafka.tool(
+                        "org.apache.kafka.tools.ProducerPerformance",
+                        "--topic", topics[side.name, partitions], "--num-records", 160_000,
+                        "--warmup-records", 60_000, "--record-size", 100, "--throughput", 20_000,
+                        "--command-property", f"bootstrap.servers={side.address}", "acks=all",
+                        "enable.idempotence=true",
+                        "partitioner.class=org.apache.kafka.clients.producer.RoundRobinPartitioner",
+                        heap="512m",
                     )  # fmt: skip
-                    found.setdefault((side.name, partitions), []).append(told["p99"])
-    p99 = {key: statistics.median(values) for key, values in found.items()}
-    many, few = p99["LedgerStream", 1000], p99["LedgerStream", 6]
+                    p99 = float(re.findall(r"(\d+) ms 99th", said)[-1])
+                    found.setdefault((side.name, partitions), []).append(p99)
+    p99s = {key: statistics.median(values) for key, values in found.items()}
+    many, few = p99s["LedgerStream", 1000], p99s["LedgerStream", 6]
     yield Row("produce_spread", "p99 of an acknowledged record at 20,000/s, 1,000 partitions ÷ 6",
               "ms", many, few, "ours at 6 partitions", "lower", 4, 2)  # fmt: skip
     yield Row("produce_spread.kafka", "p99 at 1,000 partitions", "ms", many,
-              p99.get((KAFKA, 1000)), KAFKA, "lower", 4, 2)  # fmt: skip
+              p99s[KAFKA, 1000], KAFKA, "lower", 4, 2)  # fmt: skip
+    yield Row("produce_spread.kafka6", "p99 at 6 partitions", "ms", few, p99s[KAFKA, 6], KAFKA,
+              "lower")  # fmt: skip
 
 
 @row("consume")

@@ -308,9 +308,13 @@ class Filling:
         n = self.filled
         if n + more <= len(self.rows):
             return
-        before = (self.rows, self.offset, self.timestamp, self.partition_hash)
+        before: tuple[np.ndarray, ...] = (
+            self.rows, self.offset, self.timestamp, self.partition_hash,
+        )  # fmt: skip
         self._allocate(self.rows.dtype, n + more if n == 0 else max(n + more, 2 * len(self.rows)))
-        after = (self.rows, self.offset, self.timestamp, self.partition_hash)
+        after: tuple[np.ndarray, ...] = (
+            self.rows, self.offset, self.timestamp, self.partition_hash,
+        )  # fmt: skip
         for old, new in zip(before, after, strict=True):
             new[:n] = old[:n]
 
