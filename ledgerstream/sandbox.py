@@ -31,9 +31,10 @@ from ledgerstream.errors import ConfigError, KafkaError
 from ledgerstream.events import Event
 from ledgerstream.stream import schema
 from ledgerstream.stream.durations import duration_ns
+from ledgerstream.stream.frames import table_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Processor, Topic
-from ledgerstream.stream.tables import ORIGIN, Table, timestamps
+from ledgerstream.stream.tables import ORIGIN, Table
 from ledgerstream.stream.worker import Progress, Worker
 
 T = TypeVar("T")
@@ -178,10 +179,7 @@ class Local:
             )
         finally:
             await connection.close()
-        frame = pd.DataFrame([tuple(row) for row in rows], columns=names)
-        for name in timestamps(table):
-            frame[name] = pd.to_datetime(frame[name], unit="ns", utc=True)
-        return frame
+        return table_frame(table, rows, origin=origin)
 
     async def _read(self, topic: Topic, last: str | None) -> pd.DataFrame:
         starts = None if last is None else await self._since(topic, duration_ns(last))

@@ -21,6 +21,7 @@ MAY: dict[str, set[str]] = {
     "client": GROUND | {"wire"},
     "broker": GROUND | {"wire"} | CORES,
     "stream": GROUND | {"wire", "client"},
+    "testing": GROUND | {"client", "stream"},
     "sandbox": GROUND | {"wire", "client", "stream", "broker"},
     "cli": GROUND
     | {"wire", "client", "stream", "broker", "sandbox", "topicconfig", "processors", "risk"},

@@ -36,3 +36,9 @@ def duration_ns(text: str | dt.timedelta) -> int:
     if not 0 <= ns < 2**62:
         raise ConfigError(f"{text!r} is out of range: lengths of time are 0 to 146 years.")
     return ns
+
+
+def duration_text(ns: int) -> str:
+    """The shortest way to write it, in days at most: `duration_text(86_400 * 10**9) == "1d"`."""
+    name = next(name for name in ("d", "h", "m", "s", "ms", "us", "ns") if ns % NS[name] == 0)
+    return f"{ns // NS[name]}{name}"
