@@ -4,7 +4,7 @@ What a sliding window sees is a run of its key's list, `[tail, head)`, and moves
 each entry is added to a window once and taken out of it once: O(1) an event however long the
 window. Per key (a row of `KeyRows`, W windows):
 
-    key · newest time · sum[W] · count[W]  |  oldest · newest · head · live · tail[W]
+    key · newest time · sum[W] · count[W] · text key  |  oldest · newest · head · live · tail[W]
 
 With T the key's newest time, tail[w] is the first entry with time > T − delay − over[w], and head
 the first with time > T − delay (none without a delay). An entry is next · time · value, and lies
@@ -35,16 +35,19 @@ OK, OVERFLOW, FAR_TIME = 0, 1, 2
 class Arena:
     """Sliding sums and counts by key. Frames as in `KeyRows`.
 
-    windows: int64[W] lengths; delay and late in ns.
+    windows: int64[W] lengths; delay and late in ns; key_words as in `KeyRows`.
     """
 
-    def __init__(self, name: str, windows: np.ndarray, delay: int, late: int) -> None:
+    def __init__(
+        self, name: str, windows: np.ndarray, delay: int, late: int, key_words: int = 0
+    ) -> None:
         self.windows = windows
         self.delay = delay
         self.keep = int(windows.max()) + delay + late
         width = len(windows)
-        self.links = 2 + 2 * width  # the first word of a row that is a link
-        self.keys = KeyRows(name, words=self.links + 4 + width, content=self.links)
+        key_at = 2 + 2 * width
+        self.links = key_at + key_words  # the first word of a row that is a link
+        self.keys = KeyRows(name, self.links + 4 + width, self.links, key_at, key_words)
         self.entry_seed = seed_of(f"{name} entries")
         self.entry_digest = zero()
         self.entries = np.zeros((_ENTRIES_MIN, 3), np.int64)

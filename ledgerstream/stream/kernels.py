@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
+BOOLS = NDArray[np.bool_]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONFIG: Any = numba.config

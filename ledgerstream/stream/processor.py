@@ -15,9 +15,9 @@ without length or a type without a column is a ConfigError, before anything runs
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -25,8 +25,13 @@ from ledgerstream.errors import ConfigError, EventTypeError
 from ledgerstream.events import Column, Event
 from ledgerstream.stream.batch import RESERVED, Batch
 from ledgerstream.stream.durations import duration_ns
-from ledgerstream.stream.state import ArenaSpec, KeyedSpec, State
+from ledgerstream.stream.state import ArenaSpec, Key, KeyedSpec, State
 from ledgerstream.stream.tables import Rows, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ledgerstream.stream.trial import Tables
 
 __all__ = ["Keyed", "Processor", "Sliding", "State", "Topic"]
 
@@ -94,7 +99,7 @@ class Keyed:
 
     def resolve(self, where: str, source: Topic) -> KeyedSpec:
         """The checked declaration as the runtime wants it."""
-        _check_key(where, source, self.by)
+        key = _key(where, source, self.by)
         if not self.columns:
             raise ConfigError(f"{where}: Keyed without a column keeps nothing.")
         for name in self.columns:
@@ -107,7 +112,7 @@ class Keyed:
             sentence = str(error.args[0]).replace("Columns.", f"{where}: ")
             raise ConfigError(sentence, error.remedy) from error
         dtypes = tuple((c.name, c.dtype) for c in event.columns().values())
-        return KeyedSpec(self.by, dtypes)
+        return KeyedSpec(key, dtypes)
 
 
 class Sliding:
@@ -146,7 +151,7 @@ class Sliding:
 
     def resolve(self, where: str, source: Topic) -> ArenaSpec:
         """The checked declaration as the runtime wants it."""
-        _check_key(where, source, self.by)
+        key = _key(where, source, self.by)
         if source.time_column is None:
             raise ConfigError(
                 f"{where}: windows need an event time, and {source.event.__name__} has "
@@ -169,7 +174,7 @@ class Sliding:
                     "Declare the field as money, or as an integer of its smallest unit.",
                 )
         return ArenaSpec(
-            by=self.by,
+            key=key,
             time=source.time_column,
             value=self.sum,
             windows_ns=windows,
@@ -228,6 +233,17 @@ class Processor:
         raise NotImplementedError
 
     @classmethod
+    def on(cls, frame: pd.DataFrame | np.ndarray, *, splits: Iterable[int] = ()) -> Tables:
+        """Try it on a data frame: `LargeSpenders.on(frame)[Alert]` is a data frame of results.
+
+        No broker, no database, one partition; row i is the event at offset i. `splits`: rows that
+        begin a new batch, which must not matter. `ledgerstream.testing.drive` shows more.
+        """
+        from ledgerstream.stream.trial import drive
+
+        return drive(cls, frame, splits=splits).tables
+
+    @classmethod
     def check_partitions(cls, partitions: int) -> None:
         """Refuse state that more than one partition would split. Raises ConfigError."""
         if partitions == 1:
@@ -242,15 +258,17 @@ class Processor:
                 )
 
 
-def _check_key(where: str, source: Topic, by: str) -> None:
+def _key(where: str, source: Topic, by: str) -> Key:
     columns = source.event.columns()
     if by not in columns:
         raise ConfigError(
             f"{where}: by={by!r} is not a column of {source.event.__name__}.",
             f"It has {', '.join(columns)}.",
         )
-    if not np.issubdtype(columns[by].dtype, np.integer):
+    dtype = columns[by].dtype
+    if not np.issubdtype(dtype, np.integer) and dtype.kind != "S":
         raise ConfigError(
-            f"{where}: by={by!r} is {columns[by].kind}; state is kept by integer columns.",
-            "Give the event an integer for it, such as an IntEnum or a number of your own.",
+            f"{where}: by={by!r} is {columns[by].kind}; state is kept by integer or text columns.",
+            "Give the event an integer for it, such as an IntEnum, or a Text[n].",
         )
+    return Key(by, dtype)

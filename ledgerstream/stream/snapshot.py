@@ -51,18 +51,8 @@ def layout_of(specs: Specs, content: Mapping[str, Dump]) -> str:
 
 
 def declared(specs: Specs) -> dict[str, list[object]]:
-    """The declaration as far as stored bytes depend on it."""
-    result: dict[str, list[object]] = {}
-    for name, spec in specs.items():
-        if isinstance(spec, KeyedSpec):
-            columns = [[column, dtype.str] for column, dtype in spec.columns]
-            result[name] = ["keyed", spec.by, columns]
-        else:
-            result[name] = [
-                "sliding", spec.by, spec.time, spec.value, list(spec.windows_ns), spec.delay_ns,
-                spec.late_ns,
-            ]  # fmt: skip
-    return result
+    """The declarations as far as stored bytes depend on them."""
+    return {name: spec.stored() for name, spec in specs.items()}
 
 
 def pages_of(content: Mapping[str, Dump], size: int) -> Iterator[bytes]:

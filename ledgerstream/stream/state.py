@@ -19,7 +19,8 @@ from ledgerstream.errors import ConfigError, LedgerStreamError
 from ledgerstream.stream.arena import OVERFLOW, Arena
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.digest import total
-from ledgerstream.stream.keyed import KeyRows
+from ledgerstream.stream.durations import duration_text
+from ledgerstream.stream.keyed import KeyRows, text_words
 
 Dump = dict[str, np.ndarray]
 
@@ -33,21 +34,72 @@ class BadEvents(LedgerStreamError):
 
 
 @dataclass(frozen=True)
+class Key:
+    """What state is kept by: an integer, or text of at most so many bytes.
+
+    words: of a key in the rows of `KeyRows`; 0 for an integer, which is word 0 itself.
+    """
+
+    name: str
+    dtype: np.dtype
+
+    @property
+    def words(self) -> int:
+        return 0 if self.dtype.kind != "S" else -(-self.dtype.itemsize // 8)
+
+    @property
+    def stored(self) -> list[object]:
+        """As far as stored bytes depend on it."""
+        return [self.name] if self.words == 0 else [self.name, self.dtype.str]
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Values [n] as `KeyRows.resolve` takes them. Raises ConfigError for others."""
+        values = np.ascontiguousarray(values)
+        if self.words == 0:
+            if not np.issubdtype(values.dtype, np.integer):
+                raise ConfigError(f"{self.name!r}: keys are integers, not {values.dtype}.")
+            return values.astype(np.int64, copy=False)
+        if values.dtype.kind == "U":
+            values = np.char.encode(values, "utf-8")
+        if values.dtype.kind != "S":
+            raise ConfigError(f"{self.name!r}: keys are text, not {values.dtype}.")
+        size = self.dtype.itemsize
+        if values.dtype.itemsize > size and (np.char.str_len(values) > size).any():
+            raise ConfigError(f"{self.name!r}: keys are text of at most {size} bytes.")
+        return text_words(values, size)
+
+    def read(self, rows: np.ndarray, at: int) -> np.ndarray:
+        """The keys of rows [n, words] whose text, if it is text, lies at word `at`. A copy."""
+        if self.words == 0:
+            return rows[:, 0].copy()
+        words = np.ascontiguousarray(rows[:, at : at + self.words])
+        return words.view(f"S{8 * self.words}")[:, 0].astype(self.dtype)
+
+
+@dataclass(frozen=True)
 class KeyedSpec:
     """A checked `Keyed`: the key column and the state columns with their types."""
 
-    by: str
+    key: Key
     columns: tuple[tuple[str, np.dtype], ...]
+
+    @property
+    def by(self) -> str:
+        return self.key.name
 
     def open(self, name: str) -> KeyedState:
         return KeyedState(name, self)
+
+    def stored(self) -> list[object]:
+        """The declaration as far as stored bytes depend on it."""
+        return ["keyed", *self.key.stored, [[column, dtype.str] for column, dtype in self.columns]]
 
 
 @dataclass(frozen=True)
 class ArenaSpec:
     """A checked `Sliding`: columns by name, lengths in ns."""
 
-    by: str
+    key: Key
     time: str
     value: str | None
     windows_ns: tuple[int, ...]
@@ -57,8 +109,19 @@ class ArenaSpec:
     counts: bool
     single: bool
 
+    @property
+    def by(self) -> str:
+        return self.key.name
+
     def open(self, name: str) -> SlidingState:
         return SlidingState(name, self)
+
+    def stored(self) -> list[object]:
+        """The declaration as far as stored bytes depend on it."""
+        return [
+            "sliding", *self.key.stored, self.time, self.value, list(self.windows_ns),
+            self.delay_ns, self.late_ns,
+        ]  # fmt: skip
 
 
 class Held:
@@ -70,14 +133,15 @@ class Held:
     The views hold until `process` returns, and only rows in `row` may be changed.
     """
 
-    def __init__(self, row: np.ndarray, table: np.ndarray) -> None:
+    def __init__(self, row: np.ndarray, table: np.ndarray, columns: frozenset[str]) -> None:
         self.row = row
         self._table = table
+        self._columns = columns
 
     def __getattr__(self, name: str) -> np.ndarray:
-        names = self._table.dtype.names or ()
-        if name.startswith("_") or name not in names:
-            raise AttributeError(f"no state column {name!r}; there are {', '.join(names[1:])}")
+        if name.startswith("_") or name not in self._columns:
+            known = ", ".join(sorted(self._columns))
+            raise AttributeError(f"no state column {name!r}; there are {known}")
         column: np.ndarray = self._table[name]
         return column
 
@@ -86,8 +150,10 @@ class KeyedState:
     """A `Keyed` table of one partition."""
 
     def __init__(self, name: str, spec: KeyedSpec) -> None:
-        self._spec = spec
-        layout = [("key", np.dtype(np.int64)), *spec.columns]
+        self._key = spec.key
+        # Word 0, then a text key in whole words, then the columns as they align.
+        text = [("key text", np.dtype(f"S{8 * spec.key.words}"))] if spec.key.words else []
+        layout = [("key", np.dtype(np.int64)), *text, *spec.columns]
         packed = np.dtype(layout, align=True)
         words = -(-packed.itemsize // 8)
         assert packed.fields is not None
@@ -99,19 +165,26 @@ class KeyedState:
                 "itemsize": 8 * words,
             }
         )
-        self._rows = KeyRows(name, words, content=words)
+        self._columns = frozenset(field for field, _ in spec.columns)
+        self._rows = KeyRows(name, words, words, key_at=1, key_words=spec.key.words)
 
     def __len__(self) -> int:
         """Keys that have a row."""
-        return self._rows.count
+        return self._rows.live
 
     def at(self, keys: np.ndarray) -> Held:
-        """Find or add the rows of integer keys [n]; a new row is zero."""
-        keys = np.ascontiguousarray(keys)
-        if not np.issubdtype(keys.dtype, np.integer):
-            raise ConfigError(f"at(): keys are integers, not {keys.dtype}.")
-        row = self._rows.resolve(keys.astype(np.int64))
-        return Held(row, self._rows.rows.view(self._dtype)[:, 0])
+        """Find or add the rows of keys [n], integers or text as declared; a new row is zero."""
+        row = self._rows.resolve(self._key.of(keys))
+        return Held(row, self._rows.rows.view(self._dtype)[:, 0], self._columns)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The content for people: the key and each column, a row a key. Copies."""
+        rows = self._rows.dump()
+        table = rows.view(self._dtype)[:, 0]
+        return {
+            self._key.name: self._key.read(rows, at=1),
+            **{name: table[name] for name in self._dtype.names or () if name in self._columns},
+        }
 
     def digests(self) -> list[np.ndarray]:
         return [self._rows.digest]
@@ -129,7 +202,7 @@ class KeyedState:
         self._rows.rollback()
 
     def dump(self) -> Dump:
-        return {"rows": self._rows.rows[: self._rows.count].copy()}
+        return {"rows": self._rows.dump()}
 
     def load(self, dump: Dump) -> None:
         self._rows.load(dump["rows"])
@@ -161,7 +234,7 @@ class SlidingState:
     def __init__(self, name: str, spec: ArenaSpec) -> None:
         self._spec = spec
         windows = np.array(spec.windows_ns, np.int64)
-        self._arena = Arena(name, windows, spec.delay_ns, spec.late_ns)
+        self._arena = Arena(name, windows, spec.delay_ns, spec.late_ns, spec.key.words)
 
     def __len__(self) -> int:
         """Events that are kept."""
@@ -175,7 +248,7 @@ class SlidingState:
         total does not fit 64 bits or whose time is beyond the year 2116.
         """
         spec = self._spec
-        keys = batch[spec.by].astype(np.int64)
+        keys = spec.key.of(batch[spec.by])
         values = np.zeros(len(keys), np.int64)
         if spec.value is not None:
             values = batch[spec.value].astype(np.int64)
@@ -189,6 +262,24 @@ class SlidingState:
         if not spec.single or (spec.sums and spec.counts):
             return Windows(sums if spec.sums else None, counts if spec.counts else None)
         return np.ascontiguousarray((sums if spec.sums else counts)[:, 0])
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The content for people: a row a key, its newest time, and what its newest event saw as
+        `sum_1d`, `count_1d` and so on. Copies."""
+        rows = self._arena.dump()[0]
+        key, width = self._spec.key, len(self._spec.windows_ns)
+        keys = rows[:, 0]
+        if key.words:
+            at = self._arena.keys.key_at
+            keys = np.ascontiguousarray(rows[:, at : at + key.words]).view(f"S{8 * key.words}")
+            keys = keys[:, 0].astype(key.dtype)
+        found = {key.name: keys, "newest": rows[:, 1]}
+        for at, window in enumerate(self._spec.windows_ns):
+            if self._spec.sums:
+                found[f"sum_{duration_text(window)}"] = rows[:, 2 + at]
+            if self._spec.counts:
+                found[f"count_{duration_text(window)}"] = rows[:, 2 + width + at]
+        return found
 
     def digests(self) -> list[np.ndarray]:
         return self._arena.digests
@@ -252,6 +343,10 @@ class State:
     def digest(self) -> bytes:
         """16 bytes over all live content, as of the last `seal`."""
         return total([each for part in self._parts.values() for each in part.digests()])
+
+    def columns(self) -> dict[str, dict[str, np.ndarray]]:
+        """All content by state name, for people: columns of rows, one a key. Copies."""
+        return {name: part.columns() for name, part in self._parts.items()}
 
     def dump(self) -> dict[str, Dump]:
         """Copies of all content, by state name, for a snapshot."""

@@ -47,7 +47,7 @@ def declare(**members: Any) -> type[Processor]:
     ("member", "sentence"),
     [
         (Sliding(by="client", over="1d"), "by='client' is not a column of Trade"),
-        (Sliding(by="venue", over="1d"), "by='venue' is text; state is kept by integer columns"),
+        (Sliding(by="price", over="1d"), "by='price' is float; state is kept by integer or text"),
         (Sliding(by="account", over="1d", sum="fee"), "sum='fee' is not a column of Trade"),
         (Sliding(by="account", over="1d", sum="price"), "sums are exact"),
         (Sliding(by="account", over="one day"), "'one day' is not a length of time"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledgerstream.events import Event, Timestamp
+from ledgerstream.errors import ConfigError
+from ledgerstream.events import Event, Text, Timestamp
 from ledgerstream.money import EUR
 from ledgerstream.stream import arena, keyed
 from ledgerstream.stream.batch import Batch
@@ -27,6 +29,8 @@ class Spend(Event):
     at: Timestamp
     who: int
     amount: EUR
+    short: Text[5] = ""  # type: ignore[valid-type]
+    long: Text[17] = ""  # type: ignore[valid-type]
 
 
 SOURCE = Topic("spends", Spend, key="who")
@@ -56,13 +60,15 @@ class Seen:
     digest: bytes
 
 
-def apply(state: State, rows: np.ndarray, first: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def apply(
+    state: State, rows: np.ndarray, first: int, by: str = "who"
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     batch = Batch(SOURCE, rows, np.arange(first, first + len(rows)))
     totals = {}
     for name in DELAYS:
         windows = getattr(state, name).add(batch)
         totals[name] = np.concatenate([windows.sum, windows.count], axis=1)
-    held = state.books.at(batch.who)
+    held = state.books.at(batch[by])
     after = np.empty(len(rows), np.int64)
     for i, row in enumerate(held.row):
         held.balance[row] += batch.amount[i]
@@ -72,10 +78,16 @@ def apply(state: State, rows: np.ndarray, first: int) -> tuple[dict[str, np.ndar
     return totals, after
 
 
-def run(rows: np.ndarray, cuts: list[int], chaos: Iterator[int] | None = None) -> Seen:
+def run(
+    rows: np.ndarray,
+    cuts: list[int],
+    chaos: Iterator[int] | None = None,
+    specs: Any = RESOLVED,
+    by: str = "who",
+) -> Seen:
     """Process rows cut into batches; chaos: 1 and 2 undo one batch, or two; 2 and 3
     restore from a dump; 4 leaves the batch open."""
-    state = State(RESOLVED)
+    state = State(specs)
     bounds = sorted({0, len(rows), *cuts})
     seen = []
     for first, stop in pairwise(bounds):
@@ -85,18 +97,18 @@ def run(rows: np.ndarray, cuts: list[int], chaos: Iterator[int] | None = None) -
             before = state.digest()
             for _ in range(act):
                 state.begin(len(rows))
-                apply(state, rows[::-1].copy(), first)  # other keys too than what comes next
+                apply(state, rows[::-1].copy(), first, by)  # other keys too than what comes next
                 state.seal()
             for _ in range(act):
                 state.rollback()
             assert state.digest() == before
         if act in (2, 3):
             dump = {name: {k: v.copy() for k, v in d.items()} for name, d in state.dump().items()}
-            before, state = state.digest(), State(RESOLVED)
+            before, state = state.digest(), State(specs)
             state.load(dump)
             assert state.digest() == before
         state.begin(len(part))
-        seen.append(apply(state, part, first))
+        seen.append(apply(state, part, first, by))
         state.seal()
         if act == 4:  # what is computed ahead stays open, and is forgotten later
             continue
@@ -114,17 +126,27 @@ def expected(rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[int]]:
     totals: dict[str, list[list[int]]] = {name: [] for name in DELAYS}
     balance: dict[int, int] = {}
     balances = []
-    for n, (at, who, amount) in enumerate(rows.tolist()):
+    for n, (at, who, amount) in enumerate(rows[["at", "who", "amount"]].tolist()):
         balance[who] = balance.get(who, 0) + amount
         balances.append(balance[who])
         for name, delay in DELAYS.items():
             upto = at - delay
             inside = [
-                [a for t, w, a in rows[: n + 1].tolist() if w == who and upto - over < t <= upto]
+                [
+                    a
+                    for t, w, a, *_ in rows[: n + 1].tolist()
+                    if w == who and upto - over < t <= upto
+                ]
                 for over in WINDOWS
             ]
             totals[name].append([sum(each) for each in inside] + [len(each) for each in inside])
     return {name: np.array(each) for name, each in totals.items()}, balances
+
+
+def spent(rows: list[tuple[int, int, int]]) -> np.ndarray:
+    made = np.zeros(len(rows), Spend.dtype())
+    made["at"], made["who"], made["amount"] = np.array(rows, np.int64).T
+    return made
 
 
 @st.composite
@@ -134,7 +156,7 @@ def spends(draw: st.DrawFn, late: int = LATE) -> np.ndarray:
     now = 1_000
     for n in range(count):
         now += draw(st.sampled_from([0, 0, 1, 2, 5, 7, 19, 20, 21, 80]))
-        rows[n] = (
+        rows[["at", "who", "amount"]][n] = (
             now - draw(st.sampled_from([0, 0, 0, 1, late // 2, late - 1])),
             draw(st.integers(0, 3)),
             draw(st.integers(-50, 200)),
@@ -204,15 +226,77 @@ def test_windows_equal_pandas_rolling() -> None:
 
 
 def test_an_event_later_than_what_is_kept_counts_for_itself() -> None:
-    rows = np.array([(1_000, 1, 5), (1_070, 1, 7), (980, 1, 11)], Spend.dtype())
+    rows = spent([(1_000, 1, 5), (1_070, 1, 7), (980, 1, 11)])
     seen = run(rows, [])
     assert seen.totals["now"][2].tolist() == [11, 11, 11, 1, 1, 1]
     assert run(rows, [1, 2]).digest == seen.digest
 
 
+def by_text(column: str) -> dict[str, object]:
+    specs = {
+        "now": Sliding(by=column, over=NS, sum="amount", count=True, late=f"{LATE}ns"),
+        "old": Sliding(by=column, over=NS, sum="amount", count=True, delay="7ns", late=f"{LATE}ns"),
+        "books": Keyed(by=column, balance=EUR, entries=int, big=bool),
+    }
+    return {name: each.resolve(name, SOURCE) for name, each in specs.items()}
+
+
+TEXTS = {  # of 0 to 3; some differ in their last byte alone
+    "short": [b"", b"a", b"ab", b"abcde"],
+    "long": [b"", b"a", b"same sixteen say", b"same sixteen sayz"],
+}
+
+
+@pytest.mark.parametrize("column", ["short", "long"])
+@thorough
+@given(rows=spends(late=90), where=cuts, acts=chaos)
+def test_text_keys_give_what_integers_give(
+    column: str, rows: np.ndarray, where: list[int], acts: list[int]
+) -> None:
+    rows[column] = np.array(TEXTS[column])[rows["who"]]
+    whole = run(rows, [])
+    specs = by_text(column)
+    texts = run(rows, [], None, specs, column)
+    cut = run(rows, [each for each in where if each < len(rows)], iter(acts), specs, column)
+    for name in DELAYS:
+        np.testing.assert_array_equal(whole.totals[name], texts.totals[name])
+        np.testing.assert_array_equal(whole.totals[name], cut.totals[name])
+    np.testing.assert_array_equal(whole.balance, texts.balance)
+    np.testing.assert_array_equal(whole.balance, cut.balance)
+    assert texts.digest == cut.digest
+
+
+def test_the_digest_of_a_state_is_what_it_always_was() -> None:
+    rows = np.zeros(5, Spend.dtype())
+    rows["at"], rows["who"] = [1_000, 1_010, 1_012, 1_040, 1_035], [1, 2, 1, 3, 3]
+    rows["amount"] = [5, 7, -3, 11, 2]
+    specs = {"sums": Sliding(by="who", over="20ns", sum="amount", count=True), **SPECS}
+    state = State({name: specs[name].resolve(name, SOURCE) for name in ("sums", "books")})
+    state.begin(5)
+    batch = Batch(SOURCE, rows, np.arange(5))
+    state.sums.add(batch)
+    held = state.books.at(batch.who)
+    held.balance[held.row], held.big[held.row] = batch.amount, True
+    state.seal()
+    assert state.digest().hex() == "45a3a0206ba470b68a2e21605b92b991"  # as version 0.1.0 had it
+
+
+def test_keys_of_another_kind_are_refused() -> None:
+    state = State({"numbers": RESOLVED["books"], "texts": by_text("short")["books"]})
+    state.begin(3)
+    with pytest.raises(ConfigError, match="'who': keys are integers, not float64"):
+        state.numbers.at(np.zeros(3))
+    with pytest.raises(ConfigError, match="'short': keys are text, not int64"):
+        state.texts.at(np.zeros(3, int))
+    with pytest.raises(ConfigError, match="text of at most 5 bytes"):
+        state.texts.at(np.array(["abcdef"]))
+    assert state.texts.at(np.array(["é", "abcde"])).row.tolist() == [0, 1]
+    assert state.texts.columns()["short"].tolist() == ["é".encode(), b"abcde"]
+
+
 def test_a_sum_that_overflows_names_its_event_and_is_undone() -> None:
     most = 2**63 - 1
-    rows = np.array([(1_000, 1, most), (1_001, 2, 1), (1_002, 1, 1)], Spend.dtype())
+    rows = spent([(1_000, 1, most), (1_001, 2, 1), (1_002, 1, 1)])
     state = State(RESOLVED)
     before = state.digest()
     state.begin(3)
@@ -227,7 +311,7 @@ def test_a_sum_that_overflows_names_its_event_and_is_undone() -> None:
 
 
 def test_a_time_beyond_reason_names_its_event() -> None:
-    rows = np.array([(1_000, 1, 1), (2**62, 1, 1)], Spend.dtype())
+    rows = spent([(1_000, 1, 1), (2**62, 1, 1)])
     state = State(RESOLVED)
     state.begin(2)
     with pytest.raises(BadEvents, match="out of range") as refused:
