@@ -94,7 +94,7 @@ class KeyRows:
         keys: int64[n], or int64[n, key_words].
         """
         frame = self.frames[-1]
-        tags = keys if self.key_words == 0 else _tags(keys)
+        tags = keys if self.key_words == 0 else tags_of(keys)
         parts = _NO_PARTS if self.key_words == 0 else keys
         out = np.empty(len(keys), np.int64)
         touched = np.empty(
@@ -120,6 +120,14 @@ class KeyRows:
         self._take_undo(frame, touched[:old].copy())
         if new:
             self._undo_added(frame, touched[len(keys) - new :].copy())
+        return out
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """int64[n]: the row of each key, -1 where there is none. Changes nothing."""
+        tags = keys if self.key_words == 0 else tags_of(keys)
+        parts = _NO_PARTS if self.key_words == 0 else keys
+        out = np.empty(len(keys), np.int64)
+        _find(tags, parts, self.key_at, self.rows, self._index, out)
         return out
 
     def remove(self, which: np.ndarray) -> None:
@@ -233,13 +241,13 @@ def _indexed(rows: np.ndarray, live: np.ndarray, count: int, slots: int) -> np.n
 
 
 @kernel
-def _slot(tag: int, mask: int) -> int:
+def slot_of(tag: int, mask: int) -> int:
     h = np.uint64(tag) * _MULTIPLIER
     return np.int64(h >> np.uint64(32)) & mask  # type: ignore[return-value]
 
 
 @kernel
-def _tags(keys: I64) -> I64:
+def tags_of(keys: I64) -> I64:
     """A hash of each key of several words."""
     tags = np.empty(len(keys), np.int64)
     for i in range(len(keys)):
@@ -256,7 +264,7 @@ def _fill_index(index: I64, rows: I64, live: BOOLS, count: int) -> None:
     for r in range(count):
         if not live[r]:
             continue
-        slot = _slot(rows[r, 0], mask)
+        slot = slot_of(rows[r, 0], mask)
         while index[slot, 1] != 0:
             slot = (slot + 1) & mask
         index[slot, 0] = rows[r, 0]
@@ -268,12 +276,12 @@ def _unindex(index: I64, rows: I64, which: I64) -> None:
     """Take rows out of the index; what lies behind each moves up, so no probe ends too early."""
     mask = len(index) - 1
     for i in range(len(which)):
-        gap = _slot(rows[which[i], 0], mask)
+        gap = slot_of(rows[which[i], 0], mask)
         while index[gap, 1] != which[i] + 1:
             gap = (gap + 1) & mask
         at = (gap + 1) & mask
         while index[at, 1] != 0:
-            home = _slot(index[at, 0], mask)
+            home = slot_of(index[at, 0], mask)
             if (at - home) & mask >= (at - gap) & mask:
                 index[gap, 0] = index[at, 0]
                 index[gap, 1] = index[at, 1]
@@ -283,11 +291,25 @@ def _unindex(index: I64, rows: I64, which: I64) -> None:
 
 
 @kernel
-def _same(row: I64, key_at: int, part: I64) -> bool:
+def same_words(row: I64, key_at: int, part: I64) -> bool:
     for c in range(len(part)):
         if row[key_at + c] != part[c]:
             return False
     return True
+
+
+@kernel
+def _find(tags: I64, parts: I64, key_at: int, rows: I64, index: I64, out: I64) -> None:
+    slots = len(index) - 1
+    words = parts.shape[1]
+    for i in range(len(tags)):
+        slot = slot_of(tags[i], slots)
+        while index[slot, 1] != 0 and (
+            index[slot, 0] != tags[i]
+            or (words > 0 and not same_words(rows[index[slot, 1] - 1], key_at, parts[i]))
+        ):
+            slot = (slot + 1) & slots
+        out[i] = index[slot, 1] - 1
 
 
 @kernel
@@ -314,10 +336,10 @@ def _resolve(
     words = parts.shape[1]
     for i in range(start, len(tags)):
         tag = tags[i]
-        slot = _slot(tag, slots)
+        slot = slot_of(tag, slots)
         while index[slot, 1] != 0 and (
             index[slot, 0] != tag
-            or (words > 0 and not _same(rows[index[slot, 1] - 1], key_at, parts[i]))
+            or (words > 0 and not same_words(rows[index[slot, 1] - 1], key_at, parts[i]))
         ):
             slot = (slot + 1) & slots
         row = index[slot, 1] - 1

@@ -229,8 +229,8 @@ class Machine:
             return {}
         copies: dict[type[Table], tuple[Sequence[bytes], int]] = {}
         for table, parts in by_table(self.processor, result).items():
-            encoded = encode(parts, batch, self.topic_number, self.partition)
-            copies[table] = [encoded], sum(len(rows) for rows in parts)
+            encoded, count = encode(parts, batch, self.topic_number, self.partition)
+            copies[table] = [encoded], count
         return copies
 
     def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:

@@ -8,6 +8,7 @@ come as 64-bit words with a width, text as fixed-size bytes whose padding is cut
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,7 +18,8 @@ from sqlalchemy.types import Float
 
 from ledgerstream.errors import ConfigError
 from ledgerstream.stream.batch import Batch
-from ledgerstream.stream.kernels import I64, U8, kernel
+from ledgerstream.stream.kernels import BOOLS, I64, U8, kernel
+from ledgerstream.stream.keyed import same_words, slot_of, tags_of, text_words
 from ledgerstream.stream.state import BadEvents
 from ledgerstream.stream.tables import Rows, Table, ordinals
 
@@ -53,15 +55,23 @@ def _width(table: type[Table], column: TableColumn) -> int:
     )
 
 
-def encode(parts: Sequence[Rows], batch: Batch, topic_number: int, partition: int) -> bytes:
-    """The COPY bytes (without header and trailer) of one table's rows from one batch.
+def encode(
+    parts: Sequence[Rows], batch: Batch, topic_number: int, partition: int
+) -> tuple[bytes, int]:
+    """The COPY bytes (without header and trailer) of one table's rows from one batch, and how many.
 
-    Raises BadEvents for a number that its column cannot hold and for text with a NUL in it, and
+    Of a table with a key, the last row of each; the others are checked and left out. Raises
+    BadEvents for a number that its column cannot hold and for text with a NUL in it, and
     ConfigError for a column whose array is of another kind.
     """
     table = parts[0].table
-    encoded = []
+    fields = []
     for rows, n in zip(parts, ordinals(list(parts)), strict=True):
+        if rows.every and len(rows) != len(batch):
+            raise ConfigError(
+                f"{table.__name__}.upsert: {len(rows)} rows were given for {len(batch)} events.",
+                "Put the batch in front, and say which events they are of: of=….",
+            )
         columns = {
             **rows.columns,
             "ls_offset": batch.offset[rows.event],
@@ -69,13 +79,25 @@ def encode(parts: Sequence[Rows], batch: Batch, topic_number: int, partition: in
             "ls_partition": np.full(len(rows), partition),
             "ls_n": n,
         }
-        encoded.append(_encode(table, columns))
-    return b"".join(encoded)
+        fields.append(_fields(table, columns))
+    if table.key_columns():
+        fields = [_newest(table, fields)]
+    encoded = [_encode(table, each) for each in fields]
+    return b"".join(encoded), sum(len(each.offset) for each in fields)
 
 
-def _encode(table: type[Table], columns: dict[str, np.ndarray]) -> bytes:
+@dataclass(frozen=True)
+class _Fields:
+    """Rows as the kernel takes them: numbers int64[rows] and texts uint8[rows, size], each in table
+    order, checked; and the offset of each row."""
+
+    words: list[np.ndarray]
+    texts: list[np.ndarray]
+    offset: np.ndarray
+
+
+def _fields(table: type[Table], columns: dict[str, np.ndarray]) -> _Fields:
     offset = columns["ls_offset"]
-    count = len(offset)
     words, texts = [], []
     for column, width in zip(table.relation().columns, widths(table), strict=True):
         where = f"{table.__name__}.{column.name}"
@@ -86,6 +108,54 @@ def _encode(table: type[Table], columns: dict[str, np.ndarray]) -> bytes:
             words.append(_as_float(where, value))
         else:
             words.append(_as_int(where, value, width, isinstance(column.type, Boolean), offset))
+    return _Fields(words, texts, offset)
+
+
+def _newest(table: type[Table], parts: list[_Fields]) -> _Fields:
+    """The last row of each key, by offset, then n."""
+    together = _together(parts)
+    for each in together.texts:
+        if (bad := _first_nul(each)) >= 0:
+            raise _holds_nul(table, int(together.offset[bad]))
+    relation = table.relation()
+    assert relation.columns[-1].name == "ls_n"
+    keys: list[np.ndarray] = []
+    word = text = 0
+    for column, width in zip(relation.columns, widths(table), strict=True):
+        if width == _TEXT:
+            if column.primary_key:
+                size = together.texts[text].shape[1]
+                keys.append(text_words(together.texts[text].view(f"S{size}")[:, 0], size))
+            text += 1
+        else:
+            if column.primary_key:
+                keys.append(together.words[word][:, None])
+            word += 1
+    n = together.words[-1]
+    matrix = np.ascontiguousarray(np.concatenate(keys, axis=1))
+    order = np.lexsort((n, together.offset))
+    kept = order[_last_of_each(matrix[order])]
+    return _Fields(
+        [each[kept] for each in together.words],
+        [each[kept] for each in together.texts],
+        together.offset[kept],
+    )
+
+
+def _together(parts: list[_Fields]) -> _Fields:
+    if len(parts) == 1:
+        return parts[0]
+    texts = []
+    for some in zip(*(part.texts for part in parts), strict=True):
+        size = max(each.shape[1] for each in some)
+        texts.append(np.concatenate([np.pad(t, ((0, 0), (0, size - t.shape[1]))) for t in some]))
+    words = [np.concatenate(some) for some in zip(*(part.words for part in parts), strict=True)]
+    return _Fields(words, texts, np.concatenate([part.offset for part in parts]))
+
+
+def _encode(table: type[Table], fields: _Fields) -> bytes:
+    words, texts, offset = fields.words, fields.texts, fields.offset
+    count = len(offset)
     sizes = np.array([text.shape[1] for text in texts], np.int64)
     layout = np.array(widths(table), np.int64)
     fixed = 2 + 4 * len(layout) + int(layout.sum())
@@ -100,10 +170,12 @@ def _encode(table: type[Table], columns: dict[str, np.ndarray]) -> bytes:
         text = np.concatenate([t[rows] for t in texts], axis=1) if texts else _NO_TEXT
         used, bad = _encode_rows(block, text, layout, sizes, size, out, used)
         if bad >= 0:
-            raise BadEvents(
-                [int(offset[first + bad])], f"text for {table.__name__} holds a NUL character."
-            )
+            raise _holds_nul(table, int(offset[first + bad]))
     return out[:used].tobytes()
+
+
+def _holds_nul(table: type[Table], offset: int) -> BadEvents:
+    return BadEvents([offset], f"text for {table.__name__} holds a NUL character.")
 
 
 _NO_TEXT = np.empty((0, 0), np.uint8)
@@ -146,6 +218,38 @@ def _as_int(
                 [int(offset[at])], f"{int(value[at])} does not fit {where} ({width} bytes)."
             )
     return value.astype(np.int64, copy=False)
+
+
+@kernel
+def _first_nul(text: U8) -> int:
+    """The first row with a NUL in front of its padding; -1 if there is none."""
+    for row in range(len(text)):
+        size = text.shape[1]
+        while size > 0 and text[row, size - 1] == 0:
+            size -= 1
+        for i in range(size):
+            if text[row, i] == 0:
+                return row
+    return -1
+
+
+@kernel
+def _last_of_each(keys: I64) -> BOOLS:
+    """Whether each row is the last of its key."""
+    tags = tags_of(keys)
+    slots = 16
+    while slots < 2 * len(keys):
+        slots *= 2
+    index = np.zeros(slots, np.int64)  # row + 1
+    last = np.zeros(len(keys), np.bool_)
+    for row in range(len(keys) - 1, -1, -1):
+        slot = slot_of(tags[row], slots - 1)
+        while index[slot] != 0 and not same_words(keys[index[slot] - 1], 0, keys[row]):
+            slot = (slot + 1) & (slots - 1)
+        if index[slot] == 0:
+            index[slot] = row + 1
+            last[row] = True
+    return last
 
 
 @kernel

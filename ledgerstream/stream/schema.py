@@ -123,9 +123,9 @@ async def create(connection: asyncpg.Connection) -> None:
 
 
 async def create_table(connection: asyncpg.Connection, table: type[Table]) -> None:
-    """Make a result table if it is not there, and check its columns if it is.
+    """Make a result table if it is not there, and check its columns and its key if it is.
 
-    Raises ConfigError where the columns there differ in name, order or type.
+    Raises ConfigError where they differ in name or type.
     """
     widths(table)
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -150,6 +150,43 @@ async def create_table(connection: asyncpg.Connection, table: type[Table]) -> No
                 f"where {table.__name__}.{column.name} is {wanted}.",
                 "Rename the table (__tablename__), or migrate the one that is there.",
             )
+    if not table.key_columns():
+        return
+    key = await connection.fetch(
+        """SELECT a.attname AS name FROM pg_index i JOIN pg_attribute a
+               ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+           WHERE i.indrelid = to_regclass($1) AND i.indisprimary""",
+        f'"{model.name}"',
+    )
+    if {row["name"] for row in key} != set(table.key_columns()):
+        names = ", ".join(sorted(row["name"] for row in key)) or "none"
+        raise ConfigError(
+            f"table {model.name!r} in Postgres has the primary key ({names}) where "
+            f"{table.__name__} has ({', '.join(table.key_columns())}).",
+            "Rename the table (__tablename__), or migrate the one that is there.",
+        )
+
+
+async def create_staging(connection: asyncpg.Connection, table: type[Table], staging: str) -> None:
+    """Make the temporary table, of this connection, that an upsert table's rows are copied into."""
+    await connection.execute(
+        f'CREATE TEMPORARY TABLE "{staging}" (LIKE "{table.relation().name}") ON COMMIT DELETE ROWS'
+    )
+
+
+def merge(table: type[Table], staging: str) -> str:
+    """The statement that moves staged rows into their table: the last of each key, by offset, then
+    n; keys in order, so that two that write the same ones wait for each other and never in a ring.
+    """
+    names = [f'"{column.name}"' for column in table.relation().columns]
+    key = [f'"{name}"' for name in table.key_columns()]
+    others = [name for name in names if name not in key]
+    return f"""
+INSERT INTO "{table.relation().name}" ({", ".join(names)})
+SELECT DISTINCT ON ({", ".join(key)}) {", ".join(names)} FROM "{staging}"
+ ORDER BY {", ".join(key)}, ls_offset DESC, ls_n DESC, ls_partition DESC
+ON CONFLICT ({", ".join(key)}) DO UPDATE SET
+       {", ".join(f"{name} = EXCLUDED.{name}" for name in others)}"""
 
 
 def _type_name(compiled: str) -> str:

@@ -128,6 +128,7 @@ class Sink:
         self._code_version = code_version
         self._source: Source | None = None
         self._tables: set[type[Table]] = set()
+        self._staging: dict[type[Table], str] = {}  # of tables with a key
         self._commits = 0
 
     @classmethod
@@ -220,6 +221,10 @@ class Sink:
             if table not in self._tables:
                 try:
                     await schema.create_table(self.connection, table)
+                    if table.key_columns():
+                        staging = f"ls_staging_{len(self._staging)}"
+                        await schema.create_staging(self.connection, table, staging)
+                        self._staging[table] = staging
                 except BaseException as error:
                     raise classified(error) from error
                 self._tables.add(table)
@@ -361,12 +366,15 @@ class Sink:
                 if rows:
                     by_table.setdefault(table, []).extend(parts)
         for table in sorted(by_table, key=lambda each: str(each.relation().name)):
+            staging = self._staging.get(table)
             await self.connection.copy_to_table(
-                table.relation().name,
+                staging or table.relation().name,
                 source=_chunks(by_table[table]),
                 columns=[column.name for column in table.relation().columns],
                 format="binary",
             )
+            if staging is not None:
+                await self.connection.execute(schema.merge(table, staging))
 
     async def _bury(self, pieces: Sequence[Piece]) -> None:
         assert self._source is not None

@@ -177,6 +177,11 @@ class KeyedState:
         row = self._rows.resolve(self._key.of(keys))
         return Held(row, self._rows.rows.view(self._dtype)[:, 0], self._columns)
 
+    def find(self, keys: np.ndarray) -> Held:
+        """The rows of keys [n], to be read only: -1 where a key has none, and none is added."""
+        row = self._rows.find(self._key.of(keys))
+        return Held(row, self._rows.rows.view(self._dtype)[:, 0], self._columns)
+
     def columns(self) -> dict[str, np.ndarray]:
         """The content for people: the key and each column, a row a key. Copies."""
         rows = self._rows.dump()
