@@ -118,7 +118,7 @@ def _newest(table: type[Table], parts: list[_Fields]) -> _Fields:
         if (bad := _first_nul(each)) >= 0:
             raise _holds_nul(table, int(together.offset[bad]))
     relation = table.relation()
-    assert relation.columns[-1].name == "ls_n"
+    assert relation.columns.keys()[-1] == "ls_n"
     keys: list[np.ndarray] = []
     word = text = 0
     for column, width in zip(relation.columns, widths(table), strict=True):
