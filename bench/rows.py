@@ -12,7 +12,8 @@ PAIRS = 5
 
 @dataclass
 class Row:
-    """One figure. `ratio` is what `bar` and `aim` are about: ours ÷ peer where there is a peer."""
+    """One figure. `bar` and `aim` are about `ratio`, ours ÷ peer, or where no peer is named about
+    ours alone."""
 
     id: str
     what: str
@@ -32,7 +33,7 @@ class Row:
     @property
     def reached(self) -> bool | None:
         """Whether the bar is reached, where there is one."""
-        value = self.ratio
+        value = self.ratio if self.peer_name else self.ours
         if self.bar is None or value is None:
             return None
         return value >= self.bar if self.better == "higher" else value <= self.bar

@@ -19,6 +19,7 @@ from ledgerstream.limits import LIMITS
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.pgcopy import encode
 from ledgerstream.stream.processor import Processor, Topic
+from ledgerstream.stream.single import EventFault
 from ledgerstream.stream.state import BadEvents, State
 from ledgerstream.stream.tables import Rows, Table
 
@@ -235,10 +236,17 @@ class Machine:
 
     def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:
         name = self.processor.name
+        said = f"{name}.process raised {type(error).__name__}: {error}"
+        if isinstance(error, EventFault):
+            cause = error.__cause__
+            said = (
+                f"{name}.on_event raised {type(cause).__name__}: {cause} at offset "
+                f"{error.offset:,},"
+            )
         return StoppedPartition(
             f"{self.source.name}-{self.partition} stopped at offset {work.start:,}.\n"
-            f"  {name}.process raised {type(error).__name__}: {error} in the events "
-            f"[{work.start:,}, {work.stop:,}); nothing of them is committed.",
+            f"  {said} in the events [{work.start:,}, {work.stop:,}); nothing of them is "
+            "committed.",
             f"Correct {name} and start it again: it goes on from there.",
         )
 

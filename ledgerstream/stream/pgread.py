@@ -127,9 +127,9 @@ def _decode_rows(data: U8, widths: I64, words: I64, sizes: I64) -> tuple[int, in
                 if width > 1 and value >= 128:
                     value -= 256  # the sign
                 for i in range(1, width):
-                    value = (value << 8) | np.int64(data[place + i])  # type: ignore[assignment]
+                    value = (value << 8) | np.int64(data[place + i])
                 words[field, count] = value
-            place += size
+            place += size  # type: ignore[assignment]
         if not whole:
             break
         count += 1

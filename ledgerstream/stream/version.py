@@ -93,4 +93,4 @@ def _class_source(processor: type[Processor]) -> bytes:
     try:
         return inspect.getsource(processor).encode()
     except (OSError, TypeError):
-        return processor.process.__code__.co_code
+        return processor.process.__code__.co_code + processor.on_event.__code__.co_code
