@@ -89,6 +89,7 @@ class Limits:
     step_rows_max: int = 100_000
     step_bytes_max: int = 32 * MIB
     state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
+    window_slots_max: int = 1_000_000  # windows of one key and length that may be live at once
     replay_ms_target: int = (
         2_000  # a snapshot is due when replaying since the last would take longer
     )

@@ -68,6 +68,10 @@ PUBLIC = {
     "Event": "events", "Timestamp": "events", "Text": "events", "Topic": "stream",
     "Processor": "stream", "Rows": "stream", "Sliding": "stream", "State": "stream",
     "Table": "stream", "Keyed": "stream", "kernel": "stream", "Broker": "broker",
+    **dict.fromkeys(
+        ["Count", "First", "Hopping", "Last", "Max", "Mean", "Min", "Sum", "Tumbling",
+         "WindowTable"], "stream"
+    ),
     "Client": "client", "local": "sandbox",
 }  # fmt: skip
 

@@ -154,7 +154,7 @@ NEXT, TIME, VALUE = range(3)  # words of an entry
 
 
 @kernel
-def _overflows(a: int, b: int, total: int) -> bool:
+def overflows(a: int, b: int, total: int) -> bool:
     return ((a ^ total) & (b ^ total)) < 0
 
 
@@ -211,7 +211,7 @@ def _slide(
                             state[links + TAILS + w] = sequence
                         if time <= newest_time - delay:
                             total = state[2 + w] + value
-                            if _overflows(state[2 + w], value, total):
+                            if overflows(state[2 + w], value, total):
                                 return sequence, live, relinks, OVERFLOW, i
                             state[2 + w] = total
                             state[2 + width + w] += 1
@@ -248,7 +248,7 @@ def _slide(
         if delay == 0:
             for w in range(width):
                 total = state[2 + w] + value
-                if _overflows(state[2 + w], value, total):
+                if overflows(state[2 + w], value, total):
                     return sequence, live, relinks, OVERFLOW, i
                 state[2 + w] = total
                 state[2 + width + w] += 1
@@ -259,7 +259,7 @@ def _slide(
             while head != 0 and entries[head - base, TIME] <= time - delay:
                 for w in range(width):
                     total = state[2 + w] + entries[head - base, VALUE]
-                    if _overflows(state[2 + w], entries[head - base, VALUE], total):
+                    if overflows(state[2 + w], entries[head - base, VALUE], total):
                         return sequence, live, relinks, OVERFLOW, i
                     state[2 + w] = total
                     state[2 + width + w] += 1
@@ -317,7 +317,7 @@ def _walk(
         for w in range(len(windows)):
             if entries[at - base, TIME] > upto - windows[w]:
                 total = sums[w] + entries[at - base, VALUE]
-                if _overflows(sums[w], entries[at - base, VALUE], total):
+                if overflows(sums[w], entries[at - base, VALUE], total):
                     return False
                 sums[w] = total
                 counts[w] += 1

@@ -1,4 +1,4 @@
-"""Lengths of time as people write them: `24h`, `7d`, `15m`, `90s`, `250ms`."""
+"""Lengths of time as people write them: `24h`, `7d`, `15m` or `15min`, `90s`, `250ms`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ NS = {
     "ms": 1_000_000,
     "s": 1_000_000_000,
     "m": 60 * 1_000_000_000,
+    "min": 60 * 1_000_000_000,
     "h": 3_600 * 1_000_000_000,
     "d": 86_400 * 1_000_000_000,
     "w": 7 * 86_400 * 1_000_000_000,

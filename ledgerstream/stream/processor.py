@@ -26,7 +26,7 @@ from ledgerstream.events import Column, Event
 from ledgerstream.stream import single
 from ledgerstream.stream.batch import RESERVED, Batch
 from ledgerstream.stream.durations import duration_ns
-from ledgerstream.stream.state import ArenaSpec, Key, KeyedSpec, State
+from ledgerstream.stream.state import ArenaSpec, Declaration, Key, KeyedSpec, Spec, State
 from ledgerstream.stream.tables import Row, Rows, Table
 
 if TYPE_CHECKING:
@@ -86,8 +86,35 @@ class Topic:
             )
         return columns[name]
 
+    def kept_by(self, where: str, by: str) -> Key:
+        """The key that state may be kept by. Raises ConfigError, which names `where`."""
+        columns = self.event.columns()
+        if by not in columns:
+            raise ConfigError(
+                f"{where}: by={by!r} is not a column of {self.event.__name__}.",
+                f"It has {', '.join(columns)}.",
+            )
+        dtype = columns[by].dtype
+        if not np.issubdtype(dtype, np.integer) and dtype.kind != "S":
+            raise ConfigError(
+                f"{where}: by={by!r} is {columns[by].kind}; state is kept by integer or text "
+                "columns.",
+                "Give the event an integer for it, such as an IntEnum, or a Text[n].",
+            )
+        return Key(by, dtype)
 
-class Keyed:
+    def window_time(self, where: str) -> str:
+        """The event-time column. Raises ConfigError, which names `where`, if there is none."""
+        if self.time_column is None:
+            raise ConfigError(
+                f"{where}: windows need an event time, and {self.event.__name__} has "
+                "no Timestamp, or more than one.",
+                "Declare one, or name it with Topic(…, time=…).",
+            )
+        return self.time_column
+
+
+class Keyed(Declaration):
     """A table of state with one row a key: `Keyed(by="account", balance=EUR, n=int)`.
 
     Columns are declared as an event's are, and start as zero (empty text). In `process`,
@@ -100,7 +127,7 @@ class Keyed:
 
     def resolve(self, where: str, source: Topic) -> KeyedSpec:
         """The checked declaration as the runtime wants it."""
-        key = _key(where, source, self.by)
+        key = source.kept_by(where, self.by)
         if not self.columns:
             raise ConfigError(f"{where}: Keyed without a column keeps nothing.")
         for name in self.columns:
@@ -116,7 +143,7 @@ class Keyed:
         return KeyedSpec(key, dtypes)
 
 
-class Sliding:
+class Sliding(Declaration):
     """Exact sliding windows by key, over the events themselves.
 
     Event n sees the events m ≤ n of its key (by offset) whose time is in (tₙ − over, tₙ], or with
@@ -152,13 +179,8 @@ class Sliding:
 
     def resolve(self, where: str, source: Topic) -> ArenaSpec:
         """The checked declaration as the runtime wants it."""
-        key = _key(where, source, self.by)
-        if source.time_column is None:
-            raise ConfigError(
-                f"{where}: windows need an event time, and {source.event.__name__} has "
-                "no Timestamp, or more than one.",
-                "Declare one, or name it with Topic(…, time=…).",
-            )
+        key = source.kept_by(where, self.by)
+        time = source.window_time(where)
         if not self.over:
             raise ConfigError(f"{where}: give at least one window, as in over='24h'.")
         windows = tuple(duration_ns(each) for each in self.over)
@@ -176,7 +198,7 @@ class Sliding:
                 )
         return ArenaSpec(
             key=key,
-            time=source.time_column,
+            time=time,
             value=self.sum,
             windows_ns=windows,
             delay_ns=duration_ns(self.delay) if self.delay is not None else 0,
@@ -205,7 +227,7 @@ class Processor:
     source: ClassVar[Topic]
     results: ClassVar[Sequence[type[Table]]] = ()
 
-    states: ClassVar[Mapping[str, KeyedSpec | ArenaSpec]] = {}
+    states: ClassVar[Mapping[str, Spec]] = {}
     adds_apart: bool = False  # on_event does not add each event to its windows, as we have seen
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -221,12 +243,14 @@ class Processor:
             name: value
             for base in reversed(cls.__mro__)
             for name, value in vars(base).items()
-            if isinstance(value, (Keyed, Sliding))
+            if isinstance(value, Declaration)
         }
         cls.states = {
             name: value.resolve(f"{cls.__name__}.{name}", cls.source)
             for name, value in declared.items()
         }
+        if cls.process is Processor.process:
+            single.check(cls.__name__, cls.states)
 
     @classmethod
     def _choose_style(cls) -> None:
@@ -286,19 +310,3 @@ class Processor:
                     f"{cls.source.key!r}: one {spec.by} would be split over partitions.",
                     f"Use a topic with one partition, or one keyed by {spec.by!r}.",
                 )
-
-
-def _key(where: str, source: Topic, by: str) -> Key:
-    columns = source.event.columns()
-    if by not in columns:
-        raise ConfigError(
-            f"{where}: by={by!r} is not a column of {source.event.__name__}.",
-            f"It has {', '.join(columns)}.",
-        )
-    dtype = columns[by].dtype
-    if not np.issubdtype(dtype, np.integer) and dtype.kind != "S":
-        raise ConfigError(
-            f"{where}: by={by!r} is {columns[by].kind}; state is kept by integer or text columns.",
-            "Give the event an integer for it, such as an IntEnum, or a Text[n].",
-        )
-    return Key(by, dtype)

@@ -58,6 +58,16 @@ class _Unfit(Exception):
     """A value does not fit its column of state."""
 
 
+def check(where: str, states: Mapping[str, object]) -> None:
+    """Raises ConfigError for state that one event at a time cannot use."""
+    for name, spec in states.items():
+        if not isinstance(spec, (KeyedSpec, ArenaSpec)):
+            raise ConfigError(
+                f"{where}.{name}: on_event works with Keyed and Sliding state.",
+                "Use process(self, batch, state) for windows: they are one call a batch.",
+            )
+
+
 def run(processor: Processor, batch: Batch, state: State) -> list[Rows]:
     """`process` by way of `on_event`.
 
@@ -181,8 +191,14 @@ class _View:
                 added = _Ahead(self, spec, part.add(batch))
                 self.__dict__[name] = added
                 self._settle.append(added.settle)
-            else:
+            elif isinstance(spec, ArenaSpec):
                 self.__dict__[name] = _Apart(self, spec, batch, part)
+            else:
+                raise ConfigError(
+                    f"{processor.name}.{name}: on_event sees one event at a time, and what becomes "
+                    "of windows is for a batch to say.",
+                    "Define process(self, batch, state) instead.",
+                )
 
     def settle(self, events: int) -> None:
         """Each event was seen: write back what became of state."""
@@ -352,7 +368,8 @@ def _rows(
                 f"Give it in each: {table.__name__}.row({name}=…).",
             ) from None
         columns[name] = _result_column(f"{table.__name__}.{name}", values, batch.offset[of])
-    return table.rows(batch, of=of, **columns)
+    make = table.upsert if table.key_columns() else table.rows
+    return make(batch, of=of, **columns)
 
 
 def _result_column(where: str, values: list[Any], offset: np.ndarray) -> np.ndarray:

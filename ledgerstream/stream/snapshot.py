@@ -19,9 +19,9 @@ from ledgerstream.errors import StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.faults import classified
 from ledgerstream.stream.sink import Claim, Source
-from ledgerstream.stream.state import ArenaSpec, Dump, KeyedSpec, State
+from ledgerstream.stream.state import Dump, Spec, State
 
-Specs = Mapping[str, KeyedSpec | ArenaSpec]
+Specs = Mapping[str, Spec]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
     state.spent.add(batch)          a Sliding window: exact totals, one an event
     state.accounts.at(batch.account)   a Keyed table: rows found or added, columns to write
+    state.bars.add(batch)           Tumbling or Hopping windows: what became final (`windows`)
 
-Both follow the frames of `KeyRows`: what a call of `process` changes is undone to the bit by
+All follow the frames of `KeyRows`: what a call of `process` changes is undone to the bit by
 `rollback`, or settled by `forget`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.digest import total
 from ledgerstream.stream.durations import duration_text
 from ledgerstream.stream.keyed import KeyRows, text_words
+
+if TYPE_CHECKING:
+    from ledgerstream.stream.processor import Topic
 
 Dump = dict[str, np.ndarray]
 
@@ -74,6 +78,38 @@ class Key:
             return rows[:, 0].copy()
         words = np.ascontiguousarray(rows[:, at : at + self.words])
         return words.view(f"S{8 * self.words}")[:, 0].astype(self.dtype)
+
+
+class Part(Protocol):
+    """One declared state of one partition. Frames as in `KeyRows`; what `dump` gives is for `load`
+    of a new part, and `columns` is the content for people."""
+
+    def __len__(self) -> int: ...
+    def digests(self) -> list[np.ndarray]: ...
+    def begin(self, events: int) -> None: ...
+    def seal(self) -> None: ...
+    def forget(self) -> None: ...
+    def rollback(self) -> None: ...
+    def dump(self) -> Dump: ...
+    def load(self, dump: Dump) -> None: ...
+    def columns(self) -> dict[str, np.ndarray]: ...
+
+
+class Spec(Protocol):
+    """A checked declaration. `stored`: as far as stored bytes depend on it, for JSON."""
+
+    @property
+    def by(self) -> str: ...
+    def open(self, name: str) -> Part: ...
+    def stored(self) -> list[object]: ...
+
+
+class Declaration:
+    """Base of what declares state in the body of a processor."""
+
+    def resolve(self, where: str, source: Topic) -> Spec:
+        """The checked declaration. Raises ConfigError, which names `where`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -312,8 +348,8 @@ class SlidingState:
 class State:
     """All state of one partition; each declared name is an attribute."""
 
-    def __init__(self, specs: Mapping[str, KeyedSpec | ArenaSpec]) -> None:
-        self._parts = {name: spec.open(name) for name, spec in specs.items()}
+    def __init__(self, specs: Mapping[str, Spec]) -> None:
+        self._parts: dict[str, Part] = {name: spec.open(name) for name, spec in specs.items()}
         self.frames = 0  # calls of `process` that are not settled
 
     def __getattr__(self, name: str) -> Any:

@@ -27,7 +27,7 @@ speed: the fence of the step makes them unique.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast, get_type_hints
 
 import numpy as np
@@ -194,8 +194,13 @@ class Table(DeclarativeBase):
                 f"{cls.__name__}.upsert: the columns have {sorted(lengths) or 'no'} lengths.",
                 "Give arrays with one value an event, or put the batch in front.",
             )
-        event = np.arange(lengths.pop())
-        return Rows(cls, cls._filled("upsert", None, event, columns), event, every=True)
+        return replace(cls._of_events("upsert", np.arange(lengths.pop()), columns), every=True)
+
+    @classmethod
+    def _of_events(cls, call: str, event: np.ndarray, columns: Mapping[str, Any]) -> Rows:
+        """Rows whose columns are all given, of these events."""
+        cls._check_names(columns)
+        return Rows(cls, cls._filled(call, None, event, columns), event)
 
     @classmethod
     def _of_batch(
@@ -261,7 +266,7 @@ class Table(DeclarativeBase):
             else:
                 raise ConfigError(
                     f"{cls.__name__}.{call}: {name} is not given.",
-                    f"Give it, or the batch in front: {cls.__name__}.{call}(batch, …).",
+                    f"Give it: {cls.__name__}.{call}(…, {name}=…).",
                 )
         return filled
 

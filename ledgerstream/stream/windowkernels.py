@@ -1,0 +1,354 @@
+"""Kernels of event-time windows: which windows an event belongs to, what it adds, what becomes
+final. One row a window (`KeyRows`), over the words
+
+    hash · key · start · width | corrections · events · first time · last time · aggregates | links
+
+Everything is decided event by event by the watermark (greatest time so far − delay): a window is
+final at the event where the watermark reaches its end, and goes where it reaches end + late.
+Windows of one start and width hang on one list, found by `start ÷ every` in a ring that is as long
+as windows can live; so what an event closes is found without a search.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ledgerstream.stream.arena import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
+from ledgerstream.stream.kernels import I64, kernel
+
+FIRST, LAST, MIN, MAX, SUM, COUNT, MEAN, WEIGHTED = range(8)
+CORRECTIONS, EVENTS, FIRST_TIME, LAST_TIME, AGGREGATES = range(5)  # words after the key
+LINKS = 2  # the last words of a row: the next on its list (row + 1), and the last pair that used it
+
+_HALF = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+_ZERO = np.uint64(0)
+_ONE = np.uint64(1)
+_TOP = np.uint64(2**63)
+_SMALL = 2**31
+_MANTISSA_BITS = 55  # of a quotient: 53, one to round by, and one for all that is below
+_EXACT = 2**53
+
+
+@kernel
+def assign(
+    times: I64,
+    keys: I64,
+    seen: bool,
+    greatest: int,
+    delay: int,
+    late: int,
+    over: I64,
+    every: I64,
+    events: I64,
+    windows: I64,
+    dropped: I64,
+) -> tuple[int, int, int]:
+    """The (event, window) pairs, in order: events[m], and windows[m, key · start · width].
+
+    Adds what comes too late for a window to dropped[width]. Returns m, and (OK, n), or FAR_TIME
+    and the event at fault.
+    """
+    pairs = 0
+    words = keys.shape[1]
+    for i in range(len(times)):
+        time = times[i]
+        if not -TIME_LIMIT < time < TIME_LIMIT:
+            return pairs, FAR_TIME, i
+        if not seen or time > greatest:
+            greatest = time
+            seen = True
+        watermark = greatest - delay
+        for w in range(len(over)):
+            start = (time // every[w]) * every[w]
+            while start > time - over[w]:
+                if start + over[w] + late > watermark:
+                    events[pairs] = i
+                    for c in range(words):
+                        windows[pairs, c] = keys[i, c]
+                    windows[pairs, words] = start
+                    windows[pairs, words + 1] = w
+                    pairs += 1
+                else:
+                    dropped[w] += 1
+                start -= every[w]
+    return pairs, OK, len(times)
+
+
+@kernel
+def accumulate(
+    times: I64,
+    events: I64,
+    row: I64,
+    rows: I64,
+    at: int,
+    seen: bool,
+    greatest: int,
+    delay: int,
+    late: int,
+    over: I64,
+    every: I64,
+    rings: I64,
+    ring_at: I64,
+    slots: I64,
+    ops: I64,
+    values: I64,
+    columns: I64,
+    weights: I64,
+    places: I64,
+    out: I64,
+    out_event: I64,
+    expired: I64,
+) -> tuple[int, int, int, int, int, int]:
+    """Apply events in order to the rows that `assign` found; `at`: the first word after the key.
+
+    Rows that become final, and each late one's new version, are copied to out[:finals] with their
+    event; windows that are open at the end and were touched follow in out[finals:rows]. Rows whose
+    time is over are listed in `expired`. Returns finals, rows, how many expired, the greatest time,
+    and (OK, n), or OVERFLOW and the event at fault.
+    """
+    widths = len(over)
+    close_at = np.empty(widths, np.int64)
+    expire_at = np.empty(widths, np.int64)
+    if seen:
+        _next_moves(greatest - delay, late, over, every, close_at, expire_at)
+    content = rows.shape[1] - LINKS
+    finals = gone = pair = 0
+    for i in range(len(times)):
+        time = times[i]
+        if not seen:
+            seen = True
+            greatest = time
+            _next_moves(greatest - delay, late, over, every, close_at, expire_at)
+        elif time > greatest:
+            watermark = time - delay
+            moved = False
+            for w in range(widths):
+                if watermark >= close_at[w]:
+                    moved = True
+                    newest = greatest // every[w]
+                    upto = min((watermark - over[w]) // every[w], newest)
+                    for q in range((close_at[w] - over[w]) // every[w], upto + 1):
+                        r = rings[ring_at[w] + (q & (slots[w] - 1))] - 1
+                        while r >= 0:
+                            out[finals, :content] = rows[r, :content]
+                            out_event[finals] = i
+                            finals += 1
+                            r = rows[r, content] - 1
+                if watermark >= expire_at[w]:
+                    moved = True
+                    newest = greatest // every[w]
+                    upto = min((watermark - over[w] - late) // every[w], newest)
+                    for q in range((expire_at[w] - over[w] - late) // every[w], upto + 1):
+                        slot = ring_at[w] + (q & (slots[w] - 1))
+                        r = rings[slot] - 1
+                        while r >= 0:
+                            expired[gone] = r
+                            gone += 1
+                            r = rows[r, content] - 1
+                        rings[slot] = 0
+            greatest = time
+            if moved:
+                _next_moves(watermark, late, over, every, close_at, expire_at)
+        watermark = greatest - delay
+        while pair < len(events) and events[pair] == i:
+            r = row[pair]
+            state = rows[r]
+            w = state[at - 1]
+            if state[at + EVENTS] == 0:
+                slot = ring_at[w] + ((state[at - 2] // every[w]) & (slots[w] - 1))
+                state[content] = rings[slot]
+                rings[slot] = r + 1
+            final = state[at - 2] + over[w] <= watermark
+            if final and state[at + EVENTS] > 0:
+                state[at + CORRECTIONS] += 1
+            if not _add(state, at, time, i, ops, values, columns, weights, places):
+                return finals, finals, gone, greatest, OVERFLOW, i
+            state[content + 1] = pair
+            if final:
+                out[finals, :content] = state[:content]
+                out_event[finals] = i
+                finals += 1
+            pair += 1
+    made = finals
+    watermark = greatest - delay
+    for p in range(len(events)):
+        state = rows[row[p]]
+        if state[content + 1] == p and state[at - 2] + over[state[at - 1]] > watermark:
+            out[made, :content] = state[:content]
+            out_event[made] = events[p]
+            made += 1
+    return finals, made, gone, greatest, OK, len(times)
+
+
+@kernel
+def _next_moves(
+    watermark: int, late: int, over: I64, every: I64, close_at: I64, expire_at: I64
+) -> None:
+    """The watermarks at which the next window of each width closes, and the next expires."""
+    for w in range(len(over)):
+        close_at[w] = ((watermark - over[w]) // every[w] + 1) * every[w] + over[w]
+        end = over[w] + late
+        expire_at[w] = ((watermark - end) // every[w] + 1) * every[w] + end
+
+
+@kernel
+def _add(
+    state: I64,
+    at: int,
+    time: int,
+    event: int,
+    ops: I64,
+    values: I64,
+    columns: I64,
+    weights: I64,
+    places: I64,
+) -> bool:
+    """Take an event into a window's aggregates; False if one overflows."""
+    fresh = state[at + EVENTS] == 0
+    first = fresh or time < state[at + FIRST_TIME]
+    last = fresh or time >= state[at + LAST_TIME]
+    state[at + EVENTS] += 1
+    if first:
+        state[at + FIRST_TIME] = time
+    if last:
+        state[at + LAST_TIME] = time
+    for a in range(len(ops)):
+        op = ops[a]
+        if op == COUNT:
+            continue
+        place = at + places[a]
+        value = values[columns[a], event]
+        if op == FIRST:
+            if first:
+                state[place] = value
+        elif op == LAST:
+            if last:
+                state[place] = value
+        elif op == MIN:
+            if fresh or value < state[place]:
+                state[place] = value
+        elif op == MAX:
+            if fresh or value > state[place]:
+                state[place] = value
+        elif op == SUM:
+            total = state[place] + value
+            if overflows(state[place], value, total):
+                return False
+            state[place] = total
+        else:
+            weight = 1
+            if op == WEIGHTED:
+                weight = values[weights[a], event]
+                total = state[place + 2] + weight
+                if overflows(state[place + 2], weight, total):
+                    return False
+                state[place + 2] = total
+            high, low = multiply(value, weight)
+            low_sum = np.uint64(state[place]) + low
+            carry = 1 if low_sum < low else 0
+            high_sum = state[place + 1] + high + carry
+            if overflows(state[place + 1], high, high_sum):
+                return False
+            state[place] = np.int64(low_sum)
+            state[place + 1] = high_sum
+    return True
+
+
+@kernel
+def relink(
+    rows: I64, which: I64, at: int, every: I64, rings: I64, ring_at: I64, slots: I64
+) -> None:
+    """Hang the rows `which` on their lists anew."""
+    rings[:] = 0
+    content = rows.shape[1] - LINKS
+    for i in range(len(which)):
+        r = which[i]
+        w = rows[r, at - 1]
+        slot = ring_at[w] + ((rows[r, at - 2] // every[w]) & (slots[w] - 1))
+        rows[r, content] = rings[slot]
+        rings[slot] = r + 1
+
+
+@kernel
+def multiply(a: int, b: int) -> tuple[int, np.uint64]:
+    """The 128 bits of a product: the high word, signed, and the low one."""
+    if -_SMALL <= a < _SMALL and -_SMALL <= b < _SMALL:
+        product = a * b
+        return product >> 63, np.uint64(product)
+    x = np.uint64(-a) if a < 0 else np.uint64(a)
+    y = np.uint64(-b) if b < 0 else np.uint64(b)
+    x0 = x & _LOW
+    x1 = x >> _HALF
+    y0 = y & _LOW
+    y1 = y >> _HALF
+    p00 = x0 * y0
+    p01 = x0 * y1
+    p10 = x1 * y0
+    middle = (p00 >> _HALF) + (p01 & _LOW) + (p10 & _LOW)
+    low = (p00 & _LOW) | (middle << _HALF)
+    high = x1 * y1 + (p01 >> _HALF) + (p10 >> _HALF) + (middle >> _HALF)
+    if (a < 0) != (b < 0):
+        low = ~low + _ONE
+        high = ~high + (_ONE if low == _ZERO else _ZERO)
+    return np.int64(high), low  # type: ignore[return-value]
+
+
+@kernel
+def means(low: I64, high: I64, weight: I64, out: np.ndarray) -> None:
+    """out[n]: 128-bit sums over 64-bit weights, each rounded once; NaN where the weight is zero."""
+    for i in range(len(out)):
+        out[i] = quotient(np.uint64(low[i]), high[i], weight[i])
+
+
+@kernel
+def quotient(low: np.uint64, high: int, weight: int) -> float:
+    """(high · 2⁶⁴ + low) ÷ weight to the nearest float64, ties to even."""
+    if weight == 0:
+        return math.nan
+    if high == 0 and low == _ZERO:
+        return 0.0
+    negative = (high < 0) != (weight < 0)
+    top = np.uint64(high)
+    if high < 0:
+        low = ~low + _ONE
+        top = ~top + (_ONE if low == _ZERO else _ZERO)
+    divisor = np.uint64(-weight) if weight < 0 else np.uint64(weight)
+    if top == _ZERO and low < np.uint64(_EXACT) and divisor < np.uint64(_EXACT):
+        exact = float(low) / float(divisor)
+        return -exact if negative else exact
+    # Long division, a bit at a time, from the first one bit on until there are bits enough.
+    rest = _ZERO
+    mantissa = _ZERO
+    bits = 0
+    exponent = 0
+    place = 127
+    while True:
+        if place >= 0:
+            word = top if place >= 64 else low
+            bit = (word >> np.uint64(place & 63)) & _ONE
+        else:
+            bit = _ZERO
+            exponent -= 1
+        overflow = rest >= _TOP
+        rest = (rest << _ONE) | bit
+        digit = _ZERO
+        if overflow or rest >= divisor:
+            rest -= divisor
+            digit = _ONE
+        if bits > 0 or digit == _ONE:
+            if bits < _MANTISSA_BITS:
+                mantissa = (mantissa << _ONE) | digit
+                bits += 1
+            else:
+                mantissa |= digit
+                exponent += 1
+        place -= 1
+        if place < 0 and (bits == _MANTISSA_BITS or (rest == _ZERO and bits > 0)):
+            break
+    if rest != _ZERO:
+        mantissa |= _ONE
+    value = math.ldexp(float(mantissa), exponent)
+    return -value if negative else value
