@@ -16,6 +16,7 @@ from ledgerstream.broker import admin, apiversions, configs, fetch, metadata, of
 from ledgerstream.broker.server import Connection, Exchange
 from ledgerstream.errors import ProtocolError
 from ledgerstream.wire import messages
+from ledgerstream.wire.hot import read_produce
 from ledgerstream.wire.versions import BROKER_VERSIONS, PRODUCE_VERSION_MIN, Api
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class Dispatch:
             raise ProtocolError(f"PRODUCE version {version} has no record batches of format 2.")
         flexible = messages.request_type(key, version).__flexible__
         header = messages.read_request_header(frame, flexible)
-        message = messages.read_request(header, frame)
+        if api is Api.PRODUCE:
+            message = read_produce(frame, header.body_at, version)
+        else:
+            message = messages.read_request(header, frame)
         exchange = Exchange(connection, header, message, len(frame))
         connection.push(exchange)
         self.requests[api] += 1

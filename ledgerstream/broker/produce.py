@@ -7,7 +7,9 @@ reply.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from kio.schema.errors import ErrorCode
@@ -16,10 +18,17 @@ from ledgerstream.broker.replica import Replica
 from ledgerstream.broker.server import Exchange
 from ledgerstream.catalog import RESERVED_TOPICS
 from ledgerstream.errors import DecodeError, StorageError
-from ledgerstream.log import Appended, Refused, check_client_batch, check_request
-from ledgerstream.wire import batches, messages
-from ledgerstream.wire.batches import Header
-from ledgerstream.wire.hot import PRODUCE_TOPIC_IDS, Produced, ProducedTopic, produce_reply
+from ledgerstream.log import Appended, Partition, Refused, check_client_batch, check_request
+from ledgerstream.wire import batches
+from ledgerstream.wire.batches import Buffer, Header
+from ledgerstream.wire.hot import (
+    PRODUCE_TOPIC_IDS,
+    Produced,
+    ProducedTopic,
+    ProducePart,
+    ProduceTopic,
+    produce_reply,
+)
 
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
@@ -40,14 +49,15 @@ class Production:
         self.results: list[Produced] = []
         self.undurable: set[int] = set()  # places in `results`
 
-    def durable(self, place: int, well: bool, message: str | None) -> None:
+    def durable(self, place: int, partition: Partition, well: bool) -> None:
         """The batch at this place is on disk, or its partition failed."""
         if place not in self.undurable:
             return  # timed out before
         self.undurable.discard(place)
         if not well:
-            self.fail(place, STORAGE_ERROR, message)
-        self.reply_if_done()
+            self.fail(place, STORAGE_ERROR, partition.failure)
+        if not self.undurable:
+            self.reply_if_done()
 
     def fail(self, place: int, error: int, message: str | None) -> None:
         self.results[place] = Produced(self.results[place].partition, error, -1, -1, -1, message)
@@ -76,23 +86,16 @@ def handle(node: Node, exchange: Exchange) -> None:
         _refuse_all(exchange, ErrorCode.invalid_required_acks)
         return
     now_ms = node.now_ms()
-    production = Production(exchange, node.loop.time() + messages.ms(request.timeout) / 1000)
-    checked = [
-        (topic, part, *_check(node, topic, part, version, now_ms))
-        for topic in request.topic_data
-        for part in topic.partition_data
-    ]
-    headers = [found for _, _, _, found in checked if isinstance(found, Header)]
+    production = Production(exchange, node.loop.time() + request.timeout_ms / 1000)
+    checked = [each for topic in request.topics for each in _check(node, topic, version, now_ms)]
+    headers = [found for _, _, found in checked if isinstance(found, Header)]
     if refusal := check_request(headers, request.transactional_id):
         _refuse_all(exchange, refusal.code)
         return
-    for topic in request.topic_data:
-        name = getattr(topic, "name", "")
-        production.topics.append(
-            (name, getattr(topic, "topic_id", None), len(topic.partition_data))
-        )
+    for topic in request.topics:
+        production.topics.append((topic.name, topic.topic_id, len(topic.partitions)))
     waits: list[tuple[Replica, int, int]] = []
-    for place, (_, part, replica, found) in enumerate(checked):
+    for place, (part, replica, found) in enumerate(checked):
         if isinstance(found, Refused):
             production.results.append(_refused(part, found, replica))
             continue
@@ -106,13 +109,7 @@ def handle(node: Node, exchange: Exchange) -> None:
         return
     production.undurable.update(place for _, _, place in waits)
     for replica, offset, place in waits:
-        partition = replica.partition
-        replica.when_durable(
-            offset,
-            lambda well, place=place, partition=partition: production.durable(  # type: ignore[misc]
-                place, well, partition.failure
-            ),
-        )
+        replica.when_durable(offset, partial(production.durable, place, replica.partition))
     if not waits:
         production.reply_if_done()
     elif production.undurable:
@@ -120,33 +117,39 @@ def handle(node: Node, exchange: Exchange) -> None:
 
 
 def _check(
-    node: Node, topic: Any, part: Any, version: int, now_ms: int
-) -> tuple[Replica | None, Header | Refused]:
-    """The partition and the header of its one batch, or why not."""
-    if version >= PRODUCE_TOPIC_IDS:
-        replica = node.replicas.of(topic.topic_id, part.index) if topic.topic_id else None
-        if replica is None and topic.topic_id not in node.catalog.by_id:
-            return None, Refused(ErrorCode.unknown_topic_id, "")
+    node: Node, topic: ProduceTopic, version: int, now_ms: int
+) -> Iterator[tuple[ProducePart, Replica | None, Header | Refused]]:
+    """Each part with its partition and the header of its one batch, or why not."""
+    unknown = Refused(ErrorCode.unknown_topic_or_partition, "")
+    if version < PRODUCE_TOPIC_IDS:
+        replicas = node.replicas.topic(topic.name)
     else:
-        replica = node.replicas.named(topic.name, part.index)
-    if replica is None:
-        return None, Refused(ErrorCode.unknown_topic_or_partition, "")
-    if replica.partition.key.topic in RESERVED_TOPICS:
-        return replica, Refused(ErrorCode.invalid_topic_exception, "The broker's own topic.")
+        replicas = node.replicas.topic_of(topic.topic_id) if topic.topic_id else {}
+        if topic.topic_id not in node.catalog.by_id:
+            unknown = Refused(ErrorCode.unknown_topic_id, "")
+    for part in topic.partitions:
+        replica = replicas.get(part.partition)
+        found = unknown if replica is None else _check_part(replica, part, version, now_ms)
+        yield part, replica, found
+
+
+def _check_part(replica: Replica, part: ProducePart, version: int, now_ms: int) -> Header | Refused:
     partition = replica.partition
+    if partition.key.topic in RESERVED_TOPICS:
+        return Refused(ErrorCode.invalid_topic_exception, "The broker's own topic.")
     data = part.records or b""
     found = check_client_batch(data, partition.config, now_ms=now_ms, version=version)
     if isinstance(found, Header):
         if found.transactional:
-            found = Refused(
+            return Refused(
                 ErrorCode.invalid_txn_state, "Transactions are not served by this broker yet."
             )
-        elif "compact" in partition.config.cleanup_policy:
-            found = _check_keys(data) or found
-    return replica, found
+        if "compact" in partition.config.cleanup_policy:
+            return _check_keys(data) or found
+    return found
 
 
-def _check_keys(data: bytes) -> Refused | None:
+def _check_keys(data: Buffer) -> Refused | None:
     """A compacted topic needs a key on each record: the one place where records are walked."""
     try:
         if all(record.key is not None for record in batches.records(data)):
@@ -158,13 +161,14 @@ def _check_keys(data: bytes) -> Refused | None:
 
 def _append(
     replica: Replica,
-    part: Any,
+    part: ProducePart,
     header: Header,
     now_ms: int,
     place: int,
     waits: list[tuple[Replica, int, int]],
 ) -> Produced:
     partition = replica.partition
+    assert part.records is not None
     verdict = partition.append(part.records, header, now_ms)
     if isinstance(verdict, Refused):
         return _refused(part, verdict, replica)
@@ -174,7 +178,7 @@ def _append(
         append_time = verdict.log_append_time
     elif partition.config.log_append_time:
         append_time = verdict.timestamp
-    return Produced(part.index, 0, verdict.base_offset, append_time, partition.log_start_offset)
+    return Produced(part.partition, 0, verdict.base_offset, append_time, partition.log_start_offset)
 
 
 # refusals that Kafka answers without the log's start
@@ -185,7 +189,7 @@ _WITHOUT_LOG_START = frozenset({
 })  # fmt: skip
 
 
-def _is_one_batch(data: bytes | None) -> bool:
+def _is_one_batch(data: Buffer | None) -> bool:
     return (
         data is not None
         and len(data) >= batches.HEADER_BYTES
@@ -193,8 +197,8 @@ def _is_one_batch(data: bytes | None) -> bool:
     )
 
 
-def _refused(part: Any, refusal: Refused, replica: Replica | None) -> Produced:
-    index, log_start = part.index, -1
+def _refused(part: ProducePart, refusal: Refused, replica: Replica | None) -> Produced:
+    index, log_start = part.partition, -1
     if replica is not None and refusal.code not in _WITHOUT_LOG_START:
         log_start = replica.partition.log_start_offset if _is_one_batch(part.records) else -1
     return Produced(index, int(refusal.code.value), -1, -1, log_start, refusal.message or None)
@@ -211,11 +215,11 @@ def _refuse_all(exchange: Exchange, code: ErrorCode) -> None:
         return
     topics = [
         ProducedTopic(
-            getattr(topic, "name", ""),
-            getattr(topic, "topic_id", None),
-            [Produced(part.index, int(code.value), -1, -1, -1) for part in topic.partition_data],
+            topic.name,
+            topic.topic_id,
+            [Produced(part.partition, int(code.value), -1, -1, -1) for part in topic.partitions],
         )
-        for topic in request.topic_data
+        for topic in request.topics
     ]
     exchange.send((produce_reply(header.version, header.correlation_id, topics),))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from uuid import UUID
 
 from ledgerstream.errors import StorageError
 from ledgerstream.log import Partition
 
 Waiter = Callable[[bool], None]  # called with whether the offset is durable
+_NONE: dict[int, Replica] = {}  # of a topic that is not here
 
 
 class Replica:
@@ -66,40 +67,57 @@ class Replicas:
     """Every partition on this node, by topic name and by topic id."""
 
     def __init__(self) -> None:
-        self._by_name: dict[tuple[str, int], Replica] = {}
-        self._by_id: dict[tuple[UUID, int], Replica] = {}
+        self._by_partition: dict[Partition, Replica] = {}
+        self._by_name: dict[str, dict[int, Replica]] = {}
+        self._by_id: dict[UUID, dict[int, Replica]] = {}
 
     def __iter__(self) -> Iterator[Replica]:
-        return iter(self._by_name.values())
+        return iter(self._by_partition.values())
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._by_partition)
 
     def add(self, partition: Partition) -> Replica:
         key = partition.key
         replica = Replica(partition)
-        self._by_name[key.topic, key.index] = self._by_id[key.topic_id, key.index] = replica
+        self._by_partition[partition] = replica
+        self._by_name.setdefault(key.topic, {})[key.index] = replica
+        self._by_id.setdefault(key.topic_id, {})[key.index] = replica
         return replica
 
     def remove(self, topic: str, topic_id: UUID, index: int) -> None:
         """Forget a deleted partition; whoever waits for it is told that it failed."""
-        self._by_id.pop((topic_id, index), None)
-        replica = self._by_name.pop((topic, index), None)
+        replica = self._by_id.get(topic_id, _NONE).pop(index, None)
         if replica is None:
             return
+        del self._by_partition[replica.partition]
+        if not self._by_id[topic_id]:
+            del self._by_id[topic_id]
+        named = self._by_name[topic]
+        if named.get(index) is replica:  # and not of a topic of this name that came after it
+            del named[index]
+            if not named:
+                del self._by_name[topic]
         while replica.waiting:
             replica.waiting.popleft()[1](False)
         for wake in tuple(replica.parked):
             wake()
 
     def named(self, topic: str, index: int) -> Replica | None:
-        return self._by_name.get((topic, index))
+        return self._by_name.get(topic, _NONE).get(index)
 
     def of(self, topic_id: UUID, index: int) -> Replica | None:
-        return self._by_id.get((topic_id, index))
+        return self._by_id.get(topic_id, _NONE).get(index)
+
+    def topic(self, name: str) -> Mapping[int, Replica]:
+        """A topic's replicas on this node, by partition."""
+        return self._by_name.get(name, _NONE)
+
+    def topic_of(self, topic_id: UUID) -> Mapping[int, Replica]:
+        return self._by_id.get(topic_id, _NONE)
 
     def on_round(self, partitions: Iterable[Partition]) -> None:
         for partition in partitions:
-            replica = self._by_id.get((partition.key.topic_id, partition.key.index))
+            replica = self._by_partition.get(partition)
             if replica is not None:
                 replica.released()

@@ -102,13 +102,13 @@ class Journal:
         rows: list[Buffer] = []
         buffers: list[Buffer] = []
         for batch in batches:
-            pieces = batch.buffers
+            data = batch.data
             rows += (
                 batch.partition.identity,
                 _PLACE.pack(batch.base_offset, batch.size),
-                pieces[0][17:21] if len(pieces) == 1 else pieces[1][1:5],
+                data[17:21],
             )
-            buffers += pieces
+            buffers.append(data)
             current.covers[batch.segment] = batch.partition
         table = b"".join(rows)
         size = sum([batch.size for batch in batches])

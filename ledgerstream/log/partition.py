@@ -21,7 +21,7 @@ from ledgerstream.log.disk import Disk, NotCached
 from ledgerstream.log.epochs import Epochs
 from ledgerstream.log.producers import Producers
 from ledgerstream.log.segment import Segment, Source
-from ledgerstream.log.tail import Batch, Tail, TailCache, placed
+from ledgerstream.log.tail import Batch, Tail, TailCache
 from ledgerstream.log.verdicts import Appended, New, Refused, Repeat
 from ledgerstream.wire.batches import Buffer, Header, placed_prefix, records, with_append_time
 
@@ -146,7 +146,7 @@ class Partition:
     def append(self, batch: Buffer, header: Header, now_ms: int) -> Appended | Repeat | Refused:
         """Place a batch that `check_client_batch` let through; it is queued, not yet durable.
 
-        The log keeps `batch` itself: the caller must not change it afterwards.
+        The log keeps a copy of `batch`, so it may be a view of a frame.
         """
         if self.failure is not None:
             return Refused(ErrorCode.kafka_storage_error, self.failure)
@@ -174,11 +174,11 @@ class Partition:
             segment = self._roll(now_ms)
         position = segment.place(last_offset, size, timestamp, config.index_interval_bytes)
         prefix = placed_prefix(base_offset, header.length, self.leader_epoch)
-        buffers = placed(prefix, batch)
+        data = prefix + batch[len(prefix) :]
         self.next_offset = last_offset + 1
         if header.producer_id >= 0:
             self.producers.replay(header, base_offset, timestamp)
-        written = Batch(self, segment, position, base_offset, self.next_offset, size, buffers)
+        written = Batch(self, segment, position, base_offset, self.next_offset, size, data)
         host = self.host
         host.tails.append(written)
         host.write(written)

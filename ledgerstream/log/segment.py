@@ -172,8 +172,8 @@ class Segment:
             if count == 0:
                 return
             batches = self.pending[:count]
-            buffers = [piece for batch in batches for piece in batch.buffers]
-            disk.write(disk.open(self.log), buffers, batches[0].position)
+            data = [batch.data for batch in batches]
+            disk.write(disk.open(self.log), data, batches[0].position)
             last = batches[-1]
             self.written = last.position + last.size
             del self.pending[:count]

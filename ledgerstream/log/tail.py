@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ledgerstream.log.partition import Partition
     from ledgerstream.log.segment import Segment
 
-JOINED_BYTES = 16 * 1024  # a batch up to this size is copied to carry its own prefix
 OVERHEAD_BYTES = 256  # of the objects that hold a batch in memory
 _PIECES_MAX = 64  # a read of more pieces than this is joined: sockets like few buffers better
 
@@ -28,7 +27,7 @@ class Batch:
 
     __slots__ = (
         "base_offset",
-        "buffers",
+        "data",
         "next_offset",
         "partition",
         "position",
@@ -44,7 +43,7 @@ class Batch:
         base_offset: int,
         next_offset: int,
         size: int,
-        buffers: tuple[Buffer, ...],
+        data: bytes,
     ) -> None:
         self.partition = partition
         self.segment = segment
@@ -52,14 +51,7 @@ class Batch:
         self.base_offset = base_offset
         self.next_offset = next_offset
         self.size = size
-        self.buffers = buffers
-
-
-def placed(prefix: bytes, batch: Buffer) -> tuple[Buffer, ...]:
-    """The batch with its first bytes replaced, copied only where that is cheap."""
-    if len(batch) <= JOINED_BYTES:
-        return (prefix + batch[len(prefix) :],)
-    return prefix, memoryview(batch)[len(prefix) :]
+        self.data = data
 
 
 class Tail:
@@ -106,7 +98,7 @@ class Tail:
             size += batch.size
             if batch.next_offset > end or (out and size > bytes_max):
                 break
-            out += batch.buffers
+            out.append(batch.data)
         return [b"".join(out)] if len(out) > _PIECES_MAX else out
 
 

@@ -27,7 +27,9 @@ from ledgerstream.wire.batches import Buffer, read_unsigned_varint
 from ledgerstream.wire.versions import Api
 
 # what kio's native parser raises for bytes that are not the message
-BAD_BYTES = (SerialError, ValueError, IndexError, OverflowError, EOFError, TypeError, MemoryError)
+BAD_BYTES = (
+    SerialError, ValueError, LookupError, OverflowError, EOFError, TypeError, MemoryError,
+)  # fmt: skip
 
 _HEADER = struct.Struct(">hhih")
 _I32 = struct.Struct(">i")

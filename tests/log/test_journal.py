@@ -18,7 +18,7 @@ from ledgerstream.log.journal import (
     frame_bytes,
 )
 from ledgerstream.log.segment import Segment
-from ledgerstream.log.tail import Batch, placed
+from ledgerstream.log.tail import Batch
 from ledgerstream.wire.batches import parse_header, placed_prefix
 from tests.log.harness import batch_of, key_of
 
@@ -30,8 +30,8 @@ def placed_batch(base_offset: int, size: int = 50, identity: bytes = IDENTITY) -
     header = parse_header(raw)
     partition: Any = SimpleNamespace(identity=identity)
     segment: Any = object()
-    buffers = placed(placed_prefix(base_offset, header.length, 0), raw)
-    return Batch(partition, segment, 0, base_offset, base_offset + 3, header.size, buffers)
+    data = placed_prefix(base_offset, header.length, 0) + raw[16:]
+    return Batch(partition, segment, 0, base_offset, base_offset + 3, header.size, data)
 
 
 def frame_of(*batches: Batch) -> int:
@@ -101,7 +101,7 @@ def test_a_stale_batch_under_a_new_table_is_not_taken_for_the_new_one(tmp_path: 
     journal.turn()
     raw = batch_of(3, time=2_000, value=bytes(3_500))
     batch = placed_batch(0, 3_500)
-    batch.buffers = placed(placed_prefix(0, parse_header(raw).length, 0), raw)
+    batch.data = placed_prefix(0, parse_header(raw).length, 0) + raw[16:]
     journal.write([batch])
     assert offsets_in(tmp_path) == [0]
     path = tmp_path / "a.journal"

@@ -12,7 +12,7 @@ from ledgerstream.log.tail import OVERHEAD_BYTES, Batch, Tail, TailCache
 def batch(base_offset: int, count: int, size: int = 10, partition: Any = None) -> Batch:
     segment: Any = SimpleNamespace(written=1 << 40)
     content = (b"%09d" % base_offset + b"." * size)[:size]
-    return Batch(partition, segment, 0, base_offset, base_offset + count, size, (content,))
+    return Batch(partition, segment, 0, base_offset, base_offset + count, size, content)
 
 
 @given(
@@ -45,7 +45,7 @@ def test_reads_are_those_of_a_plain_list(
                 break
             wanted.append(one)
     assert read is not None
-    assert b"".join(read) == b"".join(one.buffers[0] for one in wanted)
+    assert b"".join(read) == b"".join(one.data for one in wanted)
 
 
 def test_a_truncated_tail_forgets_the_end_only() -> None:
@@ -53,9 +53,9 @@ def test_a_truncated_tail_forgets_the_end_only() -> None:
     for base in (0, 3, 6):
         tail.append(batch(base, 3))
     tail.truncate(3)
-    assert tail.read(0, 100, 9) == [batch(0, 3).buffers[0]]
+    assert tail.read(0, 100, 9) == [batch(0, 3).data]
     tail.append(batch(3, 2))
-    assert tail.read(3, 100, 9) == [batch(3, 2).buffers[0]]
+    assert tail.read(3, 100, 9) == [batch(3, 2).data]
 
 
 def partition_of(high_watermark: int) -> Any:

@@ -1,4 +1,4 @@
-"""The hand-encoded replies are kio's, byte for byte, in every version."""
+"""What is read and written by hand is kio's, byte for byte, in every version."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from ledgerstream.errors import ProtocolError
 from ledgerstream.wire import hot, messages
 from ledgerstream.wire.versions import Api
 
@@ -81,3 +82,73 @@ def test_fetch_reply_is_the_schemas(version: int, aborted: list[tuple[int, int]]
         ],
     }
     assert ours == messages.write_response(Api.FETCH, version, 9, plain)
+
+
+def produce_frames(version: int) -> list[bytes]:
+    """Produce requests as kio writes them: several topics and partitions, null and empty."""
+    parts = [{"index": 0, "records": b"\x01" * 300}, {"index": 7, "records": None}]
+    topics = [
+        {"name": "payments", "topic_id": TOPIC_ID, "partition_data": parts},
+        {"name": "trades", "topic_id": None, "partition_data": [{"index": 1, "records": b""}]},
+    ]
+    several = {"acks": -1, "timeout": 30_000, "topic_data": topics, "transactional_id": "slot-é"}
+    none = {"acks": 0, "timeout": 0, "topic_data": [], "transactional_id": None}
+    return [
+        messages.write_request(Api.PRODUCE, version, 9, "us", fields)[4:]
+        for fields in (several, none)
+    ]
+
+
+@pytest.mark.parametrize("version", range(3, 14))
+def test_produce_request_is_read_as_the_schema_has_it(version: int) -> None:
+    for frame in produce_frames(version):
+        header = messages.read_request_header(frame, version >= hot.PRODUCE_FLEXIBLE)
+        wanted = messages.read_request(header, frame)
+        ours = hot.read_produce(memoryview(frame), header.body_at, version)
+        assert ours.transactional_id == wanted.transactional_id
+        assert (ours.acks, ours.timeout_ms) == (wanted.acks, messages.ms(wanted.timeout))
+        assert [
+            (topic.name, topic.topic_id, [(p.partition, p.records) for p in topic.partitions])
+            for topic in ours.topics
+        ] == [
+            (
+                getattr(topic, "name", ""),
+                getattr(topic, "topic_id", None),
+                [(p.index, p.records) for p in topic.partition_data],
+            )
+            for topic in wanted.topic_data
+        ]
+
+
+@pytest.mark.parametrize("version", [3, 9, 13])
+def test_produce_request_cut_anywhere_is_malformed(version: int) -> None:
+    frame = produce_frames(version)[0]
+    header = messages.read_request_header(frame, version >= hot.PRODUCE_FLEXIBLE)
+    for end in range(header.body_at, len(frame)):
+        with pytest.raises(ProtocolError):
+            hot.read_produce(memoryview(frame)[:end], header.body_at, version)
+
+
+@pytest.mark.parametrize("version", [3, 9, 13])
+def test_produce_request_with_any_byte_changed_is_read_as_kio_does(version: int) -> None:
+    """Or refused by both, but for tagged fields that kio does not know: those are skipped."""
+    frame = produce_frames(version)[0]
+    header = messages.read_request_header(frame, version >= hot.PRODUCE_FLEXIBLE)
+    for at in range(header.body_at, len(frame)):
+        for value in (0x00, 0x7F, 0x80, 0xFF):
+            changed = bytearray(frame)
+            changed[at] = value
+            try:
+                wanted = messages.read_request(header, bytes(changed))
+            except ProtocolError as error:
+                if "Unknown tagged field" in str(error):
+                    continue
+                with pytest.raises(ProtocolError):
+                    hot.read_produce(memoryview(changed), header.body_at, version)
+                continue
+            ours = hot.read_produce(memoryview(changed), header.body_at, version)
+            assert [
+                [(p.partition, p.records) for p in topic.partitions] for topic in ours.topics
+            ] == [
+                [(p.index, p.records) for p in topic.partition_data] for topic in wanted.topic_data
+            ]
