@@ -87,3 +87,9 @@ class Overtaken(LedgerStreamError):
     """Another worker has claimed `partitions`; this one rolled back and forgot them."""
 
     partitions: frozenset[int] = frozenset()
+
+
+class NotReproduced(LedgerStreamError):
+    """What is committed is not what the log gives when it is computed again."""
+
+    exit_code = 5

@@ -1,8 +1,8 @@
 """`ledgerstream`: the entry, and what happens to errors.
 
 Exit codes: 0 done; 1 something went wrong, said in a sentence; 2 wrong usage or setting; 3 the data
-directory is in use; 4 a partition stopped rather than guess; 130 interrupted. A traceback means a
-bug of ours.
+directory is in use; 4 a partition stopped rather than guess; 5 what is committed is not what the
+log gives; 130 interrupted. A traceback means a bug of ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import Annotated, TypeVar
 import typer
 
 from ledgerstream import __version__
-from ledgerstream.cli import broker, config, dead_letters, demo, generate, records, run, topics
+from ledgerstream.cli import (
+    broker,
+    config,
+    dead_letters,
+    demo,
+    generate,
+    records,
+    run,
+    topics,
+    verify,
+)
 from ledgerstream.errors import LedgerStreamError
 
 E = TypeVar("E", bound=BaseException)
@@ -33,6 +43,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(run.run)
+app.command()(verify.verify)
 app.command()(broker.broker)
 app.add_typer(topics.app, name="topic")
 app.command(name="import")(records.import_)

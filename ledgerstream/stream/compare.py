@@ -9,6 +9,7 @@ import numpy as np
 
 from ledgerstream.stream.pgread import Columns
 from ledgerstream.stream.tables import ORIGIN, Table
+from ledgerstream.stream.windows import WindowTable
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,19 @@ class Difference:
         if self.found is None:
             return f"{row} is missing {there}: {self.expected!r} was {wanted}."
         return f"{row} should not be {there}: {self.found!r}; none was {wanted}."
+
+
+def stands(table: type[Table]) -> bool:
+    """Whether rows of this table, once they count, are never replaced."""
+    return not table.key_columns() or issubclass(table, WindowTable)
+
+
+def settled(table: type[Table], columns: Columns) -> Columns:
+    """The rows that count: of a table of windows those that are final, because what an open one
+    shows depends on where batches end."""
+    if not issubclass(table, WindowTable):
+        return columns
+    return {name: column[columns["final"]] for name, column in columns.items()}
 
 
 def first_difference(table: type[Table], expected: Columns, found: Columns) -> Difference | None:

@@ -10,7 +10,7 @@ from sqlalchemy.types import Float
 
 from ledgerstream.errors import LedgerStreamError
 from ledgerstream.stream.kernels import I64, U8, kernel
-from ledgerstream.stream.pgcopy import HEADER, TRAILER, widths
+from ledgerstream.stream.pgcopy import HEADER, widths
 from ledgerstream.stream.tables import Table
 
 Columns = Mapping[str, np.ndarray]
@@ -50,12 +50,18 @@ def decode(table: type[Table], data: bytes) -> tuple[dict[str, np.ndarray], int]
 
 
 def joined(table: type[Table], parts: Sequence[Columns]) -> dict[str, np.ndarray]:
-    """The rows of all parts in the order of their events: by offset, then n."""
+    """The rows of all parts in the order of their events, by offset, then n; of a table with a
+    key, the newest of each."""
     names = [column.name for column in table.relation().columns]
     if not parts:
         return decode(table, b"")[0]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     order = np.lexsort((columns["ls_n"], columns["ls_offset"]))
+    if keys := table.key_columns():
+        import pandas as pd
+
+        frame = pd.DataFrame({key: columns[key][order] for key in keys})
+        order = order[~frame.duplicated(keep="last").to_numpy()]
     return {name: column[order] for name, column in columns.items()}
 
 
@@ -78,11 +84,6 @@ class RowStream:
         columns, used = decode(self._table, self._left)
         self._left = self._left[used:]
         return columns
-
-    def end(self) -> None:
-        """All has come: what is left is COPY's end."""
-        if self._left != TRAILER:
-            raise LedgerStreamError(f"The rows of {self._table.relation().name!r} are cut off.")
 
 
 @kernel

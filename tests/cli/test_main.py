@@ -30,6 +30,7 @@ COMMANDS = [
     "topic delete",
     "topic describe",
     "topic list",
+    "verify",
 ]
 
 

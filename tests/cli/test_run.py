@@ -35,6 +35,12 @@ def test_run_goes_on_where_it_ended_and_past_what_is_no_payment(shell: Shell) ->
     assert (letter["processor"], letter["payload"]) == ("Fraud", "not a payment")
     assert "Payment" in letter["error"]
     assert "not a payment" in shell("dead-letters", "list").stdout
+
+    said = shell("verify", FRAUD, "--json")
+    found = json.loads(said.stdout)
+    assert (found["events"], found["dead"]) == (written, 1)
+    assert f"verified {written:,} payments in " in said.stderr
+    assert "and every state digest equal." in said.stderr
     assert shell("dead-letters", "list", "--processor", "Other").stdout == ""
 
 
