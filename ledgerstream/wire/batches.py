@@ -13,14 +13,14 @@ as it came.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cramjam
 from crc32c import crc32c
 
 from ledgerstream.errors import DecodeError
-from ledgerstream.limits import LIMITS
+from ledgerstream.limits import KIB, LIMITS
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
 HEADER_BYTES = HEADER.size
@@ -155,13 +155,13 @@ def decompress(codec: int, data: Buffer, bytes_max: int = LIMITS.batch_inflated_
             case 0:
                 return bytes(data)
             case 1:
-                out = _inflate(cramjam.gzip.Decompressor(), data, bytes_max)
+                out = _inflate(cramjam.gzip.decompress_into, data, bytes_max)
             case 2:
                 out = _unxerial(bytes(data), bytes_max)
             case 3:
-                out = _inflate(cramjam.lz4.Decompressor(), data, bytes_max)
+                out = _inflate(cramjam.lz4.decompress_into, data, bytes_max)
             case 4:
-                out = _inflate(cramjam.zstd.Decompressor(), data, bytes_max)
+                out = _inflate(cramjam.zstd.decompress_into, data, bytes_max)
             case _:
                 raise DecodeError(f"Compression codec {codec} is not one of Kafka's (0 to 4).")
     except (cramjam.DecompressionError, OSError, ValueError) as error:
@@ -169,23 +169,25 @@ def decompress(codec: int, data: Buffer, bytes_max: int = LIMITS.batch_inflated_
     return out
 
 
-_INFLATE_PIECE = 64 * 1024
+def _inflate(into: Callable[[Buffer, bytearray], int], data: Buffer, bytes_max: int) -> bytes:
+    """By a decompressor that fills a buffer or says that it is too small: each try has eight times
+    the room of the one before, and none has more than `bytes_max`."""
+    room = min(max(8 * len(data), 64 * KIB), bytes_max)
+    while True:
+        out = bytearray(room)
+        try:
+            size = into(data, out)
+        except cramjam.DecompressionError as error:
+            if str(error) != _NO_ROOM:
+                raise
+            if room == bytes_max:
+                raise DecodeError(f"A batch inflates to more than {bytes_max:,} bytes.") from error
+            room = min(8 * room, bytes_max)
+            continue
+        return bytes(memoryview(out)[:size])
 
 
-def _inflate(decompressor: object, data: Buffer, bytes_max: int) -> bytes:
-    """Feed in pieces, so that a small batch that inflates without end is caught early."""
-    view, parts, total = memoryview(data), [], 0
-    for at in range(0, len(view), _INFLATE_PIECE):
-        decompressor.decompress(bytes(view[at : at + _INFLATE_PIECE]))  # type: ignore[attr-defined]
-        part = bytes(decompressor.flush())  # type: ignore[attr-defined]
-        total += len(part)
-        if total > bytes_max:
-            raise DecodeError(f"A batch inflates to more than {bytes_max:,} bytes.")
-        parts.append(part)
-    parts.append(bytes(decompressor.finish()))  # type: ignore[attr-defined]
-    return b"".join(parts)
-
-
+_NO_ROOM = "failed to write whole buffer"
 _XERIAL_MAGIC = b"\x82SNAPPY\x00"
 _XERIAL_HEADER = _XERIAL_MAGIC + struct.pack(">ii", 1, 1)
 _XERIAL_BLOCK = 32 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.wire import batches
-from ledgerstream.wire.batches import NewRecord
+from ledgerstream.wire.batches import (
+    GZIP,
+    LZ4,
+    SNAPPY,
+    ZSTD,
+    NewRecord,
+    compress,
+    decompress,
+)
 
 binary = st.none() | st.binary(max_size=200)
 new_records = st.lists(
@@ -88,3 +97,20 @@ def test_a_number_without_end_is_refused() -> None:
         batches.read_unsigned_varint(b"\xff" * 20, 0)
     with pytest.raises(DecodeError):
         batches.read_unsigned_varint(struct.pack("B", 0x80), 0)
+
+
+@pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
+@pytest.mark.parametrize("size", [0, 1, 60_000, 70_000, 900_000, 5_000_000])
+def test_a_body_of_any_size_comes_back_from_each_codec(codec: int, size: int) -> None:
+    """Compressible or not, and however many pieces a decompressor would like."""
+    rng = random.Random(size)
+    for body in (bytes(size), rng.randbytes(size), rng.randbytes(size // 4) * 4):
+        assert decompress(codec, compress(codec, body)) == body
+
+
+@pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
+def test_a_body_may_grow_to_its_limit_and_no_further(codec: int) -> None:
+    data = compress(codec, bytes(1_000_000))
+    assert len(decompress(codec, data, 1_000_000)) == 1_000_000
+    with pytest.raises(DecodeError, match="inflates to more than"):
+        decompress(codec, data, 999_999)
