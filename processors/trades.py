@@ -40,7 +40,7 @@ class Trade(Event):
 
     trade_id: int
     at: Timestamp
-    symbol: Text[16]  # type: ignore[type-arg]
+    symbol: Text[16]  # type: ignore[type-arg, valid-type]
     price: int
     size: int
     side: Side = Side.NONE
