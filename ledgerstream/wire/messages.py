@@ -22,13 +22,15 @@ from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 from kio.serial.errors import SerialError
 
-from ledgerstream.errors import ProtocolError
+from ledgerstream.errors import DecodeError, ProtocolError
 from ledgerstream.wire.batches import Buffer, read_unsigned_varint
+from ledgerstream.wire.skim import check_lengths
 from ledgerstream.wire.versions import Api
 
 # what kio's native parser raises for bytes that are not the message
 BAD_BYTES = (
     SerialError, ValueError, LookupError, OverflowError, EOFError, TypeError, MemoryError,
+    DecodeError,
 )  # fmt: skip
 
 _HEADER = struct.Struct(">hhih")
@@ -116,6 +118,7 @@ def read_response(api: int, version: int, frame: Buffer) -> Any:
 
 def _read(schema: Any, frame: Buffer, at: int) -> Any:
     try:
+        check_lengths(schema, frame, at)
         return _reader(schema)(frame, at)[0]
     except BAD_BYTES as error:
         raise ProtocolError(
