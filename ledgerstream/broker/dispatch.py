@@ -85,20 +85,29 @@ class Dispatch:
         except ProtocolError:
             raise
         except Exception:  # noqa: BLE001 - the supervisor: one connection pays, the others go on
-            self._failed(api, exchange)
+            self._failed(exchange)
             return
         if waiting is not None:
-            self.node.spawn(self._finish(api, exchange, waiting))
+            self.node.spawn(self.finish(exchange, waiting))
 
-    async def _finish(self, api: Api, exchange: Exchange, waiting: Awaitable[None]) -> None:
+    async def finish(self, exchange: Exchange, waiting: Awaitable[None]) -> None:
+        """The rest of a request that is answered later."""
         try:
             await waiting
         except ProtocolError as error:
             exchange.connection.close(str(error))
         except Exception:  # noqa: BLE001 - the supervisor, for what was answered later
-            self._failed(api, exchange)
+            self._failed(exchange)
+
+    def go_on(self, exchange: Exchange, act: Callable[[], None]) -> None:
+        """A step of a request that was put off: to its turn, to a round, to a time."""
+        try:
+            act()
+        except Exception:  # noqa: BLE001 - the supervisor, for what was put off
+            self._failed(exchange)
 
     @staticmethod
-    def _failed(api: Api, exchange: Exchange) -> None:
-        log.exception("request failed", api=api.name, peer=exchange.connection.peer)
-        exchange.connection.close(f"{api.name} failed inside the broker; see the line above")
+    def _failed(exchange: Exchange) -> None:
+        name = _API_OF[exchange.header.api_key].name
+        log.exception("request failed", api=name, peer=exchange.connection.peer)
+        exchange.connection.close(f"{name} failed inside the broker; see the line above")

@@ -96,12 +96,17 @@ class Fetch:
         if cold:
             self._leave()
             self.done = True
-            self.node.spawn(self._finish_cold(results, cold))
+            self.node.spawn(
+                self.node.dispatch.finish(self.exchange, self._finish_cold(results, cold))
+            )
             return
         self._reply_or_park(results, total)
 
     def finish_now(self) -> None:
-        """The broker stops: answer with what there is."""
+        """The time is up, or the broker stops: answer with what there is.
+
+        The clock is not asked again: a timer may run a rounding error before its time.
+        """
         self.deadline = 0.0
         self.attempt()
 
@@ -122,14 +127,16 @@ class Fetch:
             if replica is not None:
                 replica.parked.add(self._wake)
                 self.parked_at.append(replica)
-        self.timer = self.node.loop.call_at(self.deadline, self.attempt)
+        self.timer = self.node.loop.call_at(
+            self.deadline, self.node.dispatch.go_on, self.exchange, self.finish_now
+        )
         self.node.parked.add(self)
 
     def _wake(self) -> None:
         """A round moved a partition: look again, once however many it moved."""
         if not self.woken:
             self.woken = True
-            self.node.loop.call_soon(self.attempt)
+            self.node.loop.call_soon(self.node.dispatch.go_on, self.exchange, self.attempt)
 
     def _leave(self) -> None:
         if self.timer is not None:

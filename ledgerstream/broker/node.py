@@ -191,7 +191,7 @@ class Node:
         if self._expiry is not None:
             self._expiry.cancel()
         for fetch in tuple(self.parked):
-            fetch.finish_now()
+            self.dispatch.go_on(fetch.exchange, fetch.finish_now)
         await self.server.stop()
         for task in tuple(self._tasks):
             task.cancel()

@@ -13,7 +13,9 @@ import asyncio
 import gc
 import json
 import logging
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +97,20 @@ def run_blocking(settings: Settings, *, report: bool = False) -> None:
     # a busy loop gives the lock to the disk thread at once: a round of six files waits 1.4 ms for
     # it, not 10.5; and the collector need not look at what start-up made (60 ms pauses otherwise)
     sys.setswitchinterval(SWITCH_SECONDS)
+    _raise_file_limit()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(run(settings, report=report))
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as the system allows: each connection is one, each segment up to three,
+    and the usual 1,024 are meant for programs that call select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # "unlimited" is not to be had everywhere
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -88,10 +88,14 @@ class Connection(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if len(self.server.connections) >= self.limits.connections_max:
-            self.close(f"there are already {self.limits.connections_max:,} connections")
-            return
-        self.server.connections.add(self)
+        if self.server.stopping:
+            self.close("")
+        elif len(self.server.connections) >= self.limits.connections_max:
+            self.server.refused += 1
+            self.closing = True
+            self.transport.abort()
+        else:
+            self.server.connections.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.frames.buffer()
@@ -146,7 +150,7 @@ class Connection(asyncio.BufferedProtocol):
                 first = self.queue[0]
                 if first.begin is not None:
                     begin, first.begin = first.begin, None
-                    begin()
+                    self.server.dispatch.go_on(first, begin)
                 if first.buffers is None:
                     break
                 self.queue.popleft()
@@ -245,6 +249,7 @@ class Server:
         self.held_bytes = 0  # requests that are not answered yet
         self.unsent_bytes = 0  # replies that their peers have not taken yet
         self.closed_for_cause = 0
+        self.refused = 0  # connections that were too many, since the last tick
         self.stopping = False
         self._listener: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
@@ -262,6 +267,11 @@ class Server:
         now = self.loop.time()
         for connection in tuple(self.connections):
             connection.look(now)
+        if self.refused:  # a flood of them is one line a tick, or it would fill the disk
+            why = f"there are already {self.limits.connections_max:,}"
+            log.warning("connections refused", count=self.refused, why=why)
+            self.closed_for_cause += self.refused
+            self.refused = 0
         self._ticking = self.loop.call_later(self.limits.tick_ms / 1000, self._tick)
 
     def resume_paused(self) -> None:
@@ -302,4 +312,9 @@ class Server:
         while self.connections and self.loop.time() < deadline:
             await asyncio.sleep(0.005)
         for connection in tuple(self.connections):
-            connection.close("the broker stops and its peer did not take its replies")
+            unanswered = connection.queue and connection.queue[0].buffers is None
+            connection.close(
+                "the broker stops and could not answer it in time"
+                if unanswered
+                else "the broker stops and its peer did not take its replies"
+            )

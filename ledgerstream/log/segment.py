@@ -281,6 +281,8 @@ class Segment:
 
 
 def _header(data: Buffer, at: int = 0) -> Header:
+    if len(data) - at < HEADER_BYTES:
+        raise CorruptError("A segment ends inside a batch's header.")
     header = parse_header(data, at)
     if header.size < _BATCH_BYTES_MIN:
         raise CorruptError("A segment holds bytes that are no batch.")
