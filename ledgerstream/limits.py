@@ -55,6 +55,9 @@ class Limits:
     round_journal_bytes: int = (
         256 * KIB  # several files with no more than this go to the journal: one sync, not several
     )
+    hand_over_batches: int = (
+        64  # of one turn of the loop; so many start the disk thread while the loop goes on
+    )
     journal_bytes: int = 64 * MIB  # each of the two journal files
     tail_cache_bytes: int = (
         64 * MIB
@@ -102,6 +105,7 @@ class Limits:
     postgres_lock_ms_max: int = 30_000  # a claim waits so long for a backend that still commits
     postgres_idle_ms_max: int = 30_000  # in a transaction whose client is gone
     copy_chunk_bytes: int = 512 * KIB
+    watch_ms: int = 1_000  # what a worker sees is written down at most so often
     audit_merge_steps: int = 256  # the audit is merged every so many steps
     postgres_start_ms_max: int = 60_000  # an embedded server recovers from a crash first
     postgres_stop_ms_max: int = 30_000

@@ -85,12 +85,13 @@ class Node:
             ),
         )
         self.store.start(
-            self.loop.call_soon_threadsafe, self.replicas.on_round, self._on_store_fatal
-        )
+            self.loop.call_soon_threadsafe, self.replicas.on_round, self._on_store_fatal,
+            self.loop.call_soon,
+        )  # fmt: skip
         try:
             replica = self.replicas.add(await self._replay_catalog())
         except BaseException:
-            await self.loop.run_in_executor(self.readers, self.store.close)
+            await self._close_store()
             raise
         self.catalog_host = Host(
             self.catalog, self.settled, replica, cat.encode, self.now_ms, self._follow_catalog
@@ -196,7 +197,7 @@ class Node:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.loop.run_in_executor(self.readers, self.store.close)
+        await self._close_store()
         self.readers.shutdown(wait=True)
 
     # -- what conversations ask for
@@ -246,6 +247,10 @@ class Node:
             return await self.catalog_host.perform(decision)
         except StorageError as error:
             return Answer(ErrorCode.kafka_storage_error, str(error))
+
+    async def _close_store(self) -> None:
+        self.store.hand_over()
+        await self.loop.run_in_executor(self.readers, self.store.close)
 
     def _expire(self) -> None:
         """The clock ticks: answer produce requests that wait too long, forget idle producers."""

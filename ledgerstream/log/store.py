@@ -29,7 +29,7 @@ from ledgerstream.log.recovery import REMEDY
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import KEPT
 from ledgerstream.log.tail import Batch, TailCache
-from ledgerstream.log.writer import Repair, Stats, Writer
+from ledgerstream.log.writer import Item, Repair, Stats, Writer
 
 log = structlog.get_logger("log")
 
@@ -69,7 +69,8 @@ class Store:
         self._writer = Writer(
             disk, limits, directory, journal, self._background, self._round_done, self._fatal
         )
-        self.write = self._writer.queue.put
+        self._orders: list[Item] = []  # not handed to the disk thread yet
+        self._later: Callable[[Callable[[], None]], object] | None = None
 
     # start and stop
 
@@ -95,8 +96,11 @@ class Store:
         call_soon: Callable[[Callable[[], None]], object],
         on_round: Callable[[list[Partition]], None],
         on_fatal: Callable[[str], None] | None = None,
+        later: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """Begin to write. `call_soon` is the loop's `call_soon_threadsafe`.
+        """Begin to write. `call_soon` is the loop's `call_soon_threadsafe`, `later` its
+        `call_soon`: what one turn of the loop decides is handed to the disk thread together, which
+        wakes once for it and makes one round. Without it, each batch is handed over as it comes.
 
         `on_round` is told, on the loop, which partitions' high watermark moved, which failed and
         which take writes again; `on_fatal` that the store as a whole can write no more, and why.
@@ -105,6 +109,7 @@ class Store:
         self._on_round = on_round
         if on_fatal is not None:
             self._on_fatal = on_fatal
+        self._later = later
         self._threads = [
             threading.Thread(target=self._writer.run, name="log-disk", daemon=True),
             threading.Thread(target=self._background.run, name="log-background", daemon=True),
@@ -115,15 +120,20 @@ class Store:
             self._background.remove(path)
 
     def close(self) -> None:
-        """Finish what was accepted, sync, leave the marker of a clean stop. Blocks."""
+        """Finish what was accepted, sync, leave the marker of a clean stop. Blocks.
+
+        In another thread than the loop's: after `hand_over`.
+        """
         if self._lock is None:
             return
+        assert not self._orders
+        self._later = None
         if self._threads:
             for partition in self._partitions.values():
                 if partition.unchecked_bytes and partition.failure is None:
                     self.checkpoint(partition)
             writer, background = self._threads
-            self._writer.queue.put(None)
+            self._writer.queue.put([None])
             writer.join()
             self._background.queue.put(None)
             background.join()
@@ -187,7 +197,7 @@ class Store:
                 f"records below offset {lost.durable_offset:,}. {REMEDY}",
             )
             return partition
-        self._writer.queue.put(partial(self._writer.create, partition))
+        self.write(partial(self._writer.create, partition))
         return partition
 
     def get(self, key: PartitionKey) -> Partition | None:
@@ -202,7 +212,7 @@ class Store:
         partition.deleted = True
         partition.stop(f"Partition {key} has been deleted.", retriable=False)
         self.checkpoint_due = True
-        self._writer.queue.put(partial(self._writer.delete, partition))
+        self.write(partial(self._writer.delete, partition))
 
     def _add(self, key: PartitionKey, state: State, config: LogConfig = LogConfig()) -> Partition:
         directory = str(self.directory / key.directory)
@@ -238,11 +248,29 @@ class Store:
             offsets[:-KEPT],
             following,
         )
-        self._writer.queue.put(partial(self._writer.save, save))
+        self.write(partial(self._writer.save, save))
 
     def write_epochs(self, partition: Partition) -> None:
         content = partition.epochs.encode()
-        self._writer.queue.put(partial(self._writer.write_epochs, partition, content))
+        self.write(partial(self._writer.write_epochs, partition, content))
+
+    def write(self, item: Item) -> None:
+        """Queue a batch or an order for the disk thread, behind what was queued before."""
+        if self._later is None:
+            self._writer.queue.put([item])
+            return
+        orders = self._orders
+        orders.append(item)
+        if len(orders) == 1:
+            self._later(self.hand_over)
+        elif len(orders) >= self.limits.hand_over_batches:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Let the disk thread have what this turn of the loop decided."""
+        if self._orders:
+            orders, self._orders = self._orders, []
+            self._writer.queue.put(orders)
 
     # the clock
 
@@ -266,7 +294,7 @@ class Store:
     def _flush_soon(self) -> None:
         if not self._flushing and self._threads:
             self._flushing = True
-            self._writer.queue.put(self._writer.flush)
+            self.write(self._writer.flush)
 
     def _retry(self, partition: Partition, now_ms: int) -> None:
         if partition.retry_at_ms is None:
@@ -274,9 +302,7 @@ class Store:
         elif now_ms >= partition.retry_at_ms:
             partition.retriable = False
             repaired = partial(self._repaired, partition)
-            self._writer.queue.put(
-                Repair(partition, partition.durable, self._point(partition), repaired)
-            )
+            self.write(Repair(partition, partition.durable, self._point(partition), repaired))
 
     def _points(self) -> list[Point]:
         points = [self._point(partition) for partition in self._partitions.values()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -84,7 +85,8 @@ class Writer:
         on_fatal: OnFatal,
     ) -> None:
         self.stats = Stats()
-        self.queue: SimpleQueue[Item] = SimpleQueue()
+        self.queue: SimpleQueue[list[Item]] = SimpleQueue()
+        self._taken: deque[Item] = deque()  # from the queue, not carried out yet
         self._disk = disk
         self._limits = limits
         self._root = root
@@ -134,10 +136,12 @@ class Writer:
         """
         batches: list[Batch] = []
         size, bytes_max = 0, self._limits.round_bytes_max
-        item = self.queue.get()
-        get = self.queue.get_nowait
-        try:
-            while True:
+        taken = self._taken
+        if not taken:
+            taken += self.queue.get()
+        while True:
+            while taken:
+                item = taken.popleft()
                 if isinstance(item, Batch):
                     batches.append(item)
                     size += item.size
@@ -147,9 +151,10 @@ class Writer:
                     return batches, item
                 else:
                     item()
-                item = get()
-        except Empty:
-            return batches, item
+            try:
+                taken += self.queue.get_nowait()
+            except Empty:
+                return batches, item
 
     def _runs(self, batches: list[Batch]) -> dict[Segment, list[Batch]]:
         """By segment, each after what it has pending; without those of stopped partitions."""

@@ -122,9 +122,7 @@ class Running:
         done: list[None] = []
         store = self.store
         background = store._background.queue
-        store._writer.queue.put(
-            lambda: background.put(lambda: self.calls.put(lambda: done.append(None)))
-        )
+        store.write(lambda: background.put(lambda: self.calls.put(lambda: done.append(None))))
         self.until(lambda: done)
 
     def close(self) -> None:
@@ -136,7 +134,7 @@ class Running:
         for thread, queue in zip(
             store._threads, (store._writer.queue, store._background.queue), strict=True
         ):
-            queue.put(None)  # type: ignore[attr-defined]
+            queue.put([None] if queue is store._writer.queue else None)
             thread.join()
         store._lock = None
 

@@ -647,3 +647,23 @@ def test_the_metadata_file_is_kafkas(open_store: Open) -> None:
     assert content == "version: 0\ntopic_id: bxssPQAAQACAAAAAAAAACg"
     running.abandon()
     assert [p.key for p in open_store().store.partitions()] == [key]
+
+
+def test_what_one_turn_of_the_loop_decides_is_one_round(open_store: Open) -> None:
+    """The disk thread hears of it when the turn is over, or when there is much."""
+    running = open_store(replace(LIMITS, hand_over_batches=8))
+    partition = running.create()
+    turns: list[Callable[[], None]] = []
+    running.store._later = turns.append
+    for _ in range(5):
+        running.append(partition)
+    assert len(turns) == 1
+    assert (partition.high_watermark, running.store.stats.batches) == (0, 0)
+    turns.pop()()
+    running.settle()
+    assert (running.store.stats.rounds, running.store.stats.batches) == (1, 5)
+    for _ in range(8):
+        running.append(partition)
+    running.settle()  # nobody has ended the turn
+    turns.pop()()
+    assert running.store.stats.batches == 13
