@@ -1,4 +1,5 @@
-"""`ledgerstream demo`: half a year of card payments, scored; then a crash that changes nothing."""
+"""`ledgerstream demo`: half a year of card payments, scored; a crash that changes nothing; then a
+market's trades as bars."""
 
 from __future__ import annotations
 
@@ -49,12 +50,14 @@ def demo(
     customers: Annotated[int, typer.Option(min=1, help="Customers to simulate.")] = 5_000,
     terminals: Annotated[int, typer.Option(min=1, help="Terminals to simulate.")] = 10_000,
     days: Annotated[int, typer.Option(min=1, help="Days to simulate.")] = 183,
+    trades: Annotated[int, typer.Option(min=1, help="Trades to simulate.")] = 500_000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another world.")] = 7,
     directory: Annotated[
         Path, typer.Option("--dir", help="Wiped and made anew, if an earlier demo made it.")
     ] = DIRECTORY,
 ) -> None:
     """Stream card payments through the fraud processor, then kill it in the middle of a second run.
+    In the end, bars of a market's trades.
 
     Example: [bold]ledgerstream demo --data payments.csv.gz[/bold]
 
@@ -76,14 +79,14 @@ def demo(
         pieces = with_share(simulation.payments(), days)
         what = f"{days:,} days of {customers:,} customers at {terminals:,} terminals"
     _make_anew(directory)
-    run_async(_Demo(directory, what).run(pieces))
+    run_async(_Demo(directory, what, trades).run(pieces))
 
 
 class _Demo:
     """The story, a method an act."""
 
-    def __init__(self, directory: Path, what: str) -> None:
-        self.directory, self.what = directory, what
+    def __init__(self, directory: Path, what: str, trades: int) -> None:
+        self.directory, self.what, self.trades = directory, what, trades
         self.truth = _Truth()
 
     async def run(self, pieces: Iterator[tuple[np.ndarray, float]]) -> None:
@@ -101,7 +104,9 @@ class _Demo:
                     first = await self.score(client, postgres.url)
                 again = urlsplit(postgres.url)._replace(path="/again").geturl()
                 second = await self.score_with_a_crash(broker.address, postgres.url, again)
-        _compare(first, second)
+                _compare(first, second)
+                async with await Client.connect(broker.address) as client:
+                    await self.bars(client, postgres.url)
         self.where_next(time.monotonic() - began)
 
     async def write(self, client: Client, pieces: Iterator[tuple[np.ndarray, float]]) -> None:
@@ -176,8 +181,49 @@ class _Demo:
         finally:
             await connection.close()
 
+    async def bars(self, client: Client, database: str) -> None:
+        import asyncpg
+
+        from ledgerstream.cli.generate import with_share
+        from ledgerstream.cli.live import live
+        from ledgerstream.cli.session import fill
+        from ledgerstream.stream.warm import warm
+        from ledgerstream.stream.worker import Worker
+        from processors.market import MarketData
+        from processors.trades import PIECE_TRADES, Market, Trade
+
+        _act(5, "Market data: bars of a second, a minute and five minutes from trades")
+        market = Market(symbols=50, trades_count=self.trades)
+        pieces = with_share(market.trades(), -(-self.trades // PIECE_TRADES))
+        with show.bar("writing", "trades") as advance:
+            await fill(client, "trades", Trade, "symbol", "fixed", 1, pieces, advance)
+        await asyncio.to_thread(warm, MarketData, _say)
+        began = time.monotonic()
+        worker = Worker(MarketData, client, database, until="end")
+        async with live(worker.progress):
+            progress = await worker.run()
+        seconds = time.monotonic() - began
+        connection = await asyncpg.connect(database)
+        try:
+            final, late, moving = await connection.fetchrow(
+                """SELECT count(*) FILTER (WHERE final AND version = 1),
+                          count(*) FILTER (WHERE version > 1), count(*) FILTER (WHERE NOT final)
+                     FROM bar"""
+            )
+            sample = await connection.fetchrow(
+                "SELECT * FROM bar ORDER BY version > 1 DESC, final DESC, trades DESC LIMIT 1"
+            )
+        finally:
+            await connection.close()
+        _say(
+            f"{progress.events:,} trades in {show.duration(seconds)} "
+            f"({progress.events / seconds:,.0f}/s): {show.count(final, 'final bar')}, "
+            f"{late:,} versions for late trades, {moving:,} still open. For example:"
+        )
+        _say(f"• {_bar(sample)}")
+
     def where_next(self, seconds: float) -> None:
-        from processors import fraud
+        from processors import fraud, market
         from risk import rules
 
         here = f"--dir {self.directory}"
@@ -189,6 +235,7 @@ class _Demo:
             f"{program} topic describe payments {here}",
             f"{program} consume payments {event} --limit 3 {here}",
             f"{program} run {PROCESSOR} {here}        goes on where it stopped; Ctrl-C ends it",
+            f"{_path(market)} is the processor of the bars",
             f"{program} --help",
         ):
             _say(line)
@@ -329,6 +376,21 @@ def _compare(first: dict[str, tuple[int, str]], second: dict[str, tuple[int, str
     if first != second:
         raise LedgerStreamError("The two runs differ: this must never be. Please report it.")
     _say(show.bold("The same to the last row."))
+
+
+def _bar(row: asyncpg.Record) -> str:
+    """One bar in a sentence; its integers are those of `processors.trades`."""
+    from ledgerstream.events import format_timestamp
+    from processors.trades import PRICE_DIGITS, SIZE_DIGITS
+
+    names = ("open", "high", "low", "close", "vwap")
+    prices = ", ".join(f"{name} {row[name] / 10**PRICE_DIGITS:,.3f}" for name in names)
+    volume = row["volume"] // 10**SIZE_DIGITS
+    state = f"version {row['version']}, {'final' if row['final'] else 'open'}"
+    return (
+        f"{row['symbol']}, {row['width'] // 10**9} s from {format_timestamp(row['start'])}: "
+        f"{prices}; {volume:,} in {show.count(row['trades'], 'trade')} ({state})"
+    )
 
 
 def _make_anew(directory: Path) -> None:

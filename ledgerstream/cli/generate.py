@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +17,8 @@ from ledgerstream.cli.records import check_encoding
 if TYPE_CHECKING:
     import numpy as np
 
+    from ledgerstream.events import Event
+
 SLICE_MS = 50  # at a set rate, what falls due within this is written at once
 
 app = typer.Typer(
@@ -23,19 +27,16 @@ app = typer.Typer(
     "Example: [bold]ledgerstream generate payments --rate 10000[/bold]",
 )
 
-
-@app.callback()
-def generate() -> None:
-    """Keeps `generate` a group while it has one command."""
+Rate = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Events a second; without it, as fast as they are taken."),
+]
 
 
 @app.command()
 def payments(
     topic: Annotated[str, typer.Option(help="The topic; made if it is not there.")] = "payments",
-    rate: Annotated[
-        float | None,
-        typer.Option(min=0.001, help="Payments a second; without it, as fast as they are taken."),
-    ] = None,
+    rate: Rate = None,
     days: Annotated[int, typer.Option(min=1, help="Days of event time from 2018-04-01.")] = 183,
     customers: Annotated[int, typer.Option(min=1, help="Customers.")] = 5_000,
     terminals: Annotated[int, typer.Option(min=1, help="Terminals.")] = 10_000,
@@ -49,23 +50,75 @@ def payments(
 
     Example: [bold]ledgerstream generate payments --days 30 --rate 5000[/bold]
     """
-    from ledgerstream.cli.session import fill, open_log, run_async
     from processors.payments import Payment, Simulation
 
-    check_encoding(encoding)
     simulation = Simulation(customers=customers, terminals=terminals, days=days, seed=seed)
+    pieces = with_share(simulation.payments(), days)
+    target = Target(topic, Payment, "customer", encoding, partitions)
+    _write(target, pieces, rate, "payment", log, directory)
+
+
+@app.command()
+def trades(
+    topic: Annotated[str, typer.Option(help="The topic; made if it is not there.")] = "trades",
+    rate: Rate = None,
+    count: Annotated[int, typer.Option(min=1, help="Trades.")] = 1_000_000,
+    symbols: Annotated[int, typer.Option(min=1, max=26**4, help="Symbols.")] = 100,
+    busy: Annotated[
+        float, typer.Option(min=0.001, help="Trades a second of event time, over all symbols.")
+    ] = 1_000.0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another market.")] = 7,
+    encoding: Encoding = "fixed",
+    partitions: Partitions = 1,
+    log: Log = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
+    """Trades of a market, some of them late, keyed by symbol.
+
+    Example: [bold]ledgerstream generate trades --symbols 500 --rate 20000[/bold]
+    """
+    from processors.trades import PIECE_TRADES, Market, Trade
+
+    market = Market(symbols=symbols, trades_count=count, rate=busy, seed=seed)
+    pieces = with_share(market.trades(), -(-count // PIECE_TRADES))
+    target = Target(topic, Trade, "symbol", encoding, partitions)
+    _write(target, pieces, rate, "trade", log, directory)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where events go, and how they are written there."""
+
+    topic: str
+    event: type[Event]
+    key: str
+    encoding: str
+    partitions: int
+
+
+def _write(
+    target: Target,
+    pieces: Iterator[tuple[np.ndarray, float]],
+    rate: float | None,
+    noun: str,
+    log: str | None,
+    directory: Path,
+) -> None:
+    from ledgerstream.cli.session import fill, open_log, run_async
+
+    check_encoding(target.encoding)
+    if rate is not None:
+        pieces = at_rate(pieces, rate)
 
     async def act() -> int:
-        pieces = with_share(simulation.payments(), days)
-        if rate is not None:
-            pieces = at_rate(pieces, rate)
         async with open_log(log, directory) as client:
-            with show.bar("generating", "payments") as advance:
+            with show.bar("generating", f"{noun}s") as advance:
                 return await fill(
-                    client, topic, Payment, "customer", encoding, partitions, pieces, advance
-                )
+                    client, target.topic, target.event, target.key, target.encoding,
+                    target.partitions, pieces, advance,
+                )  # fmt: skip
 
-    show.note(f"{show.count(run_async(act()), 'payment')} went to topic {topic!r}.")
+    show.note(f"{show.count(run_async(act()), noun)} went to topic {target.topic!r}.")
 
 
 def with_share(pieces: Iterator[np.ndarray], total: int) -> Iterator[tuple[np.ndarray, float]]:

@@ -23,6 +23,7 @@ COMMANDS = [
     "dead-letters list",
     "demo",
     "generate payments",
+    "generate trades",
     "import",
     "produce",
     "run",

@@ -94,6 +94,13 @@ def test_generated_payments_keep_to_their_rate(shell: Shell, topic: str) -> None
     assert len(shell("consume", topic, *EVENT).stdout.splitlines()) == count > 100
 
 
+def test_generated_trades_can_be_read_again(shell: Shell, topic: str) -> None:
+    done = shell("generate", "trades", "--topic", topic, "--count", "2500", "--symbols", "7")
+    assert done.stderr == f"2,500 trades went to topic {topic!r}.\n"
+    event = ("--event", "processors.trades:Trade", "--limit", "1")
+    assert json.loads(shell("consume", topic, *event).stdout)["price"] > 0
+
+
 def test_a_reader_that_has_enough_ends_consume(shell: Shell, topic: str) -> None:
     world = ("--customers", "500", "--terminals", "500", "--days", "20")
     shell("generate", "payments", "--topic", topic, *world)

@@ -67,9 +67,11 @@ def test_a_topic_that_is_not_there_is_a_sentence(shell: Shell) -> None:
 
 def test_the_demo_tells_its_story_twice(shell: Shell) -> None:
     for _ in range(2):
-        told = shell("demo", *WORLD).stdout
+        told = shell("demo", *WORLD, "--trades", "20000").stdout
         assert "killed when" in told
         assert "The same to the last row." in told
+        assert "20,000 trades in" in told
+        assert ", final)" in told
         assert "\x1b[" not in told
     assert "payments" in shell("topic", "list", "--dir", "ledgerstream-data/demo").stdout
 
@@ -89,3 +91,32 @@ def test_a_demo_of_something_else_leaves_the_last_one_alone(shell: Shell, home: 
     (home / "words.csv").write_text("word\nhello\n")
     assert "It has word." in shell("demo", "--data", "words.csv", code=2).stderr
     assert kept.exists()
+
+
+def test_watching_a_processor(shell: Shell) -> None:
+    written = payments_in(shell("generate", "payments", *WORLD).stderr)
+    assert shell("status").stderr == "No processor has run here yet.\n"
+    shell("run", FRAUD, "--until-end")
+    (found,) = json.loads(shell("status", "--json").stdout)
+    assert (found["next_offset"], found["lag"], found["place"]) == (written, 0, FRAUD)
+    shown = shell("status").stdout
+    assert "payments-0" in shown
+    assert "at rest" in shown
+    assert shell("status", "--why").stderr == "No partition has stopped.\n"
+
+    (told,) = json.loads(shell("explain", "scored_payment", "77", "--json").stdout)
+    assert told["row"] == told["recomputed"]
+    assert told["event"]["payment_id"] == 77
+    assert told["rules"][0].startswith("Payment 77 of ")
+    said = shell("explain", "scored_payment", "payments/0/77").stdout
+    assert told["rules"][0] in said
+    assert "EUR" in said
+    assert "fraud_alert" in shell("explain", "nothing", "1", code=2).stderr
+
+    customer = str(told["event"]["customer"])
+    now = json.loads(shell("state", "show", FRAUD, customer, "--json").stdout)
+    assert now["state"]["customers"][0]["count_30d"] > 0
+    at = str(told["event"]["at"])
+    then = shell("state", "show", FRAUD, customer, "--at", at, "--state", "customers").stdout
+    assert "count_30d" in then
+    assert "terminals" not in then

@@ -1,0 +1,80 @@
+"""The figure of the bars: trades to bars of three widths in Postgres, against pandas in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterator
+
+import asyncpg
+import numpy as np
+import pandas as pd
+
+from bench.pipeline import OWN
+from bench.rows import PAIRS, Row, row
+from bench.sides import directory
+from ledgerstream.broker.embedded import Broker
+from ledgerstream.client import Client
+from ledgerstream.stream.postgres import EmbeddedPostgres
+from ledgerstream.stream.worker import Worker
+from processors.market import MarketData
+from processors.trades import Market, Trade
+
+TRADES = 2_000_000
+MARKET = Market(symbols=1_000, trades_count=TRADES, rate=10_000.0)
+WIDTHS_NS = (10**9, 60 * 10**9, 300 * 10**9)
+
+
+@row("bars")
+def bars() -> Iterator[Row]:
+    runs, pandas = asyncio.run(_measure())
+    mine, alone = statistics.median(runs), statistics.median(pandas)
+    yield Row("bars",
+              "trades of 1,000 symbols → bars of 1 s, 1 min, 5 min in Postgres, exactly once",
+              "events/s", mine, alone, "pandas, the same bars in memory, a groupby an interval",
+              "higher", 0.5, 2.0)  # fmt: skip
+
+
+async def _measure() -> tuple[list[float], list[float]]:
+    trades = np.concatenate(list(MARKET.trades()))
+    frame = pd.DataFrame(trades)
+    runs: list[float] = []
+    alone: list[float] = []
+    with directory("bars") as where:
+        postgres = EmbeddedPostgres.start(where)
+        async with (
+            await Broker.embedded(where / "log") as broker,
+            await Client.connect(broker.address) as client,
+        ):
+            await client.create_topic(MarketData.source.name, partitions=1)
+            await client.write(MarketData.source.name, trades, event=Trade, key="symbol")
+            database = await asyncpg.connect(postgres.url)
+            for pair in range(PAIRS + 1):
+                await database.execute(f"DROP TABLE IF EXISTS bar, {OWN} CASCADE")
+                await database.execute("CHECKPOINT")
+                started = time.perf_counter()
+                await Worker(MarketData, client, postgres.url, until="end").run()
+                took = time.perf_counter() - started
+                by_pandas = await asyncio.to_thread(_pandas, frame)
+                if pair:  # the first compiles and warms
+                    runs.append(len(trades) / took)
+                    alone.append(len(trades) / by_pandas)
+            await database.close()
+        postgres.close(wait=True)
+    return runs, alone
+
+
+def _pandas(frame: pd.DataFrame) -> float:
+    """Seconds for the same bars, one groupby an interval."""
+    started = time.perf_counter()
+    value = frame["price"].astype(float) * frame["size"]
+    for width in WIDTHS_NS:
+        by = frame.assign(start=frame["at"] // width, value=value).groupby(["symbol", "start"])
+        found = by.agg(
+            open=("price", "first"), high=("price", "max"), low=("price", "min"),
+            close=("price", "last"), volume=("size", "sum"), value=("value", "sum"),
+            trades=("size", "count"),
+        )  # fmt: skip
+        found["vwap"] = found["value"] / found["volume"]
+    return time.perf_counter() - started
