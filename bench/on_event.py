@@ -75,7 +75,7 @@ async def _measure() -> list[float]:
             await client.write(Watch.source.name, payments, event=Payment, key="customer")
             database = await asyncpg.connect(postgres.url)
             for turn in range(PAIRS + 1):
-                await database.execute(f"DROP TABLE IF EXISTS watched, {OWN}")
+                await database.execute(f"DROP TABLE IF EXISTS watched, {OWN} CASCADE")
                 await database.execute("CHECKPOINT")
                 started = time.perf_counter()
                 await Worker(Watch, client, postgres.url, until="end").run()

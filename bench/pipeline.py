@@ -26,7 +26,7 @@ PAYMENTS = 1_500_000
 RESULTS = "scored_payment, fraud_alert"
 OWN = (
     "ls_progress, ls_steps, ls_snapshots, ls_snapshot_pages, ls_topics, ls_dead_letters, "
-    "ls_code_changes"
+    "ls_code_changes, ls_processors, ls_watch"
 )
 
 
@@ -54,7 +54,7 @@ async def _measure() -> tuple[list[float], list[float]]:
             await client.write(Fraud.source.name, payments, event=Payment, key="customer")
             database = await asyncpg.connect(postgres.url)
             for pair in range(PAIRS + 1):
-                await database.execute(f"DROP TABLE IF EXISTS {RESULTS}, {OWN}")
+                await database.execute(f"DROP TABLE IF EXISTS {RESULTS}, {OWN} CASCADE")
                 await database.execute("CHECKPOINT")
                 steps: list[int] = []
                 started = time.perf_counter()

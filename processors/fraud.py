@@ -6,6 +6,9 @@ explained in a sentence by `risk.explain`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy.orm import Mapped
 
 from ledgerstream.events import Timestamp
@@ -14,6 +17,7 @@ from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.processor import Processor, Sliding, State, Topic
 from ledgerstream.stream.tables import Rows, Table
 from processors.payments import Payment
+from risk.explain import explain
 from risk.features import LABEL_DELAY, WINDOWS, assemble
 from risk.rules import reasons
 from risk.score import ALERT_SCORE, score
@@ -65,6 +69,11 @@ class Fraud(Processor):
 
     customers = Sliding(by="customer", over=WINDOWS, sum="amount", count=True)
     terminals = Sliding(by="terminal", over=WINDOWS, delay=LABEL_DELAY, sum="is_fraud", count=True)
+
+    @classmethod
+    def explain(cls, row: Mapping[str, Any]) -> list[str]:
+        """Why a payment has its score, in a sentence."""
+        return [explain(row)]
 
     def process(self, payments: Batch, state: State) -> list[Rows]:
         spent = state.customers.add(payments)

@@ -18,9 +18,12 @@ from ledgerstream.cli import (
     config,
     dead_letters,
     demo,
+    explain,
     generate,
     records,
     run,
+    state,
+    status,
     topics,
     verify,
 )
@@ -44,6 +47,9 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(run.run)
 app.command()(verify.verify)
+app.command()(status.status)
+app.command()(explain.explain)
+app.add_typer(state.app, name="state")
 app.command()(broker.broker)
 app.add_typer(topics.app, name="topic")
 app.command(name="import")(records.import_)

@@ -103,6 +103,47 @@ def local_time(ns: int) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S %Z', here)} ({utc})"
 
 
+def table_kinds(table: Any) -> dict[str, str]:
+    """Of a result table: column → "time", or the currency of money."""
+    from typing import get_type_hints
+
+    from ledgerstream.money import Money
+    from ledgerstream.stream.tables import timestamps
+
+    kinds = dict.fromkeys(timestamps(table), "time")
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        for inner in getattr(hint, "__args__", ()):
+            marks = getattr(inner, "__metadata__", ())
+            kinds.update((name, mark.currency) for mark in marks if isinstance(mark, Money))
+    return kinds
+
+
+def event_kinds(event: Any) -> dict[str, str]:
+    """Of an event type: column → "time", or the currency of money."""
+    columns = event.columns().values()
+    money = {column.name: column.currency for column in columns if column.currency}
+    return money | {column.name: "time" for column in columns if column.kind == "timestamp"}
+
+
+def row_values(row: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, str]:
+    """A row's values as people write them: times in the reader's zone, money with its currency."""
+    from ledgerstream.money import format_minor
+
+    def shown(name: str, value: Any) -> str:
+        kind = kinds.get(name)
+        if kind is None or not isinstance(value, int):
+            return cell(value)
+        return local_time(value) if kind == "time" else format_minor(value, kind)
+
+    return {name: shown(name, value) for name, value in row.items()}
+
+
+def state_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of state as people write them; `nothing yet` where there is none."""
+    times = {"newest": "time", "start": "time"}
+    return [row_values(row, times) for row in rows] or [{"": "nothing yet"}]
+
+
 class Advance(Protocol):
     """Called with how much more has been done and, where known, the share of all."""
 

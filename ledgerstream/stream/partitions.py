@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -43,10 +43,19 @@ class Partition:
 
 
 class Partitions:
-    """By number. `assigned` are ours to work on; `active` have their state in memory."""
+    """By number. `assigned` are ours to work on; `active` have their state in memory.
 
-    def __init__(self, topic: str, assigned: Iterable[int]) -> None:
+    on_stop: told of each partition that stops, and why.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        assigned: Iterable[int],
+        on_stop: Callable[[int, Exception], None] = lambda number, error: None,
+    ) -> None:
         self.topic = topic
+        self._on_stop = on_stop
         self.assigned = list(assigned)
         self.active: dict[int, Partition] = {}
         self.stopped: dict[int, Exception] = {}
@@ -67,6 +76,7 @@ class Partitions:
         log.error("partition stopped", topic=self.topic, partition=number, why=str(error))
         self.stopped[number] = error
         self.active.pop(number, None)
+        self._on_stop(number, error)
 
     def of(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces whose partitions are still active."""

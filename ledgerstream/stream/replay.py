@@ -63,6 +63,7 @@ class Past:
         self.connection = connection
         self.partitions = partitions
         self.starts = starts  # where the log begins
+        self.topic_partitions = decoder.partitions
         self._decoder = decoder
 
     @classmethod

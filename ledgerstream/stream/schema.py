@@ -6,6 +6,17 @@ ls_steps            the audit: one row a step and partition; old ones are merged
 ls_dead_letters     records that could not be processed, each once
 ls_snapshots        one row a snapshot; `valid` makes it count
 ls_snapshot_pages   its bytes, in pages
+ls_processors       how each processor is imported, and its tables: for `explain` and `status`
+ls_watch            one row a partition: what its worker last saw, and why it stopped; outside steps
+
+And views, for people who have only psql:
+
+ls_lag              how far each partition is, and behind what; who is at it, and why it stopped
+ls_dead             dead letters, without their bytes, and what became of them
+ls_explain          the steps by range of offsets, to be joined with a result row's ls_… columns:
+                    SELECT a.*, e.rule_version, e.committed_at FROM fraud_alert a JOIN ls_explain e
+                      ON (e.ls_topic_id, e.ls_partition) = (a.ls_topic_id, a.ls_partition)
+                     AND a.ls_offset >= e.first_offset AND a.ls_offset < e.next_offset
 """
 
 from __future__ import annotations
@@ -110,12 +121,58 @@ CREATE TABLE IF NOT EXISTS ls_snapshot_pages (
     PRIMARY KEY (snapshot_id, page)
 );
 ALTER TABLE ls_snapshot_pages ALTER COLUMN data SET STORAGE EXTERNAL;
+CREATE TABLE IF NOT EXISTS ls_processors (
+    processor text PRIMARY KEY,
+    class text NOT NULL,        -- module:Class
+    topic text NOT NULL,
+    tables text[] NOT NULL,
+    seen_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE IF NOT EXISTS ls_watch (
+    processor text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    owner_epoch bigint NOT NULL,
+    pid integer,                -- the owner's backend, and since when: whether he lives
+    backend_start timestamptz,
+    log_end bigint,
+    event_time bigint,          -- ns, the greatest of the last step
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    stopped_at timestamptz,
+    why text,
+    remedy text,
+    PRIMARY KEY (processor, topic, partition)
+) WITH (fillfactor = 50);
+ALTER TABLE ls_dead_letters
+    ADD COLUMN IF NOT EXISTS retry_from bigint,      -- a retry was begun when the log ended here,
+    ADD COLUMN IF NOT EXISTS retry_at timestamptz,   -- at this time,
+    ADD COLUMN IF NOT EXISTS retried_offset bigint,  -- and the record stands again at this offset
+    ADD COLUMN IF NOT EXISTS retried_at timestamptz;
+CREATE OR REPLACE VIEW ls_lag AS
+SELECT p.processor, p.topic, p.partition, p.next_offset, w.log_end,
+       greatest(w.log_end - p.next_offset, 0) AS lag,
+       to_timestamp(w.event_time / 1000000000.0) AS event_time, p.updated_at, w.seen_at,
+       w.owner_epoch = p.owner_epoch AND EXISTS (
+           SELECT FROM pg_stat_activity a
+            WHERE a.pid = w.pid AND a.backend_start = w.backend_start) AS owner_alive,
+       w.stopped_at, w.why, w.remedy
+  FROM ls_progress p LEFT JOIN ls_watch w USING (processor, topic, partition);
+CREATE OR REPLACE VIEW ls_dead AS
+SELECT processor, topic, partition, "offset", to_timestamp(timestamp_ms / 1000.0) AS record_time,
+       octet_length(payload) AS bytes, error, dead_at, retried_at, retried_offset
+  FROM ls_dead_letters;
+CREATE OR REPLACE VIEW ls_explain AS
+SELECT s.processor, s.topic, t.id AS ls_topic_id, s.partition AS ls_partition, s.first_offset,
+       s.next_offset, s.steps, s.events, s.rows, s.dead, s.rule_version, s.code_version,
+       s.committed_at
+  FROM ls_steps s JOIN ls_progress p USING (processor, topic, partition)
+  JOIN ls_topics t ON t.topic_id = p.topic_id;
 """
 
 
 async def create(connection: asyncpg.Connection) -> None:
     """Make what is not there."""
-    if await connection.fetchval("SELECT to_regclass('ls_snapshot_pages')") is not None:
+    if await connection.fetchval("SELECT to_regclass('ls_explain')") is not None:
         return
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _DDL_LOCK)

@@ -29,6 +29,7 @@ from ledgerstream.stream.streaming import Stream, cancelled
 from ledgerstream.stream.threads import Compute
 from ledgerstream.stream.version import code_version
 from ledgerstream.stream.warm import run_sample, warm
+from ledgerstream.stream.watch import Watch
 
 log = structlog.get_logger()
 
@@ -90,6 +91,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._ends: dict[int, int] | None = None
         self._partitions = Partitions(processor.source.name, ())
+        self._watch = Watch(database, processor)
 
     def stop(self) -> None:
         """Stop at the end of the step under way, with a snapshot."""
@@ -119,8 +121,9 @@ class Worker:
         self._source = Source(topic, info.topic_id or uuid.UUID(int=0))
         self._decoder = Decoder(self._processor.source, info.partitions)
         numbers = range(info.partitions) if self._only is None else self._only
-        self._partitions = Partitions(topic, numbers)
+        self._partitions = Partitions(topic, numbers, self._watch.stopped)
         self._compute = Compute()
+        watching = asyncio.create_task(self._watch.run())
         try:
             await self._compute(warm, self._processor, self._say)
             if self._until == "end":
@@ -130,8 +133,15 @@ class Worker:
                 if not await self._session() or self._stopping.is_set():
                     break
                 await asyncio.sleep(pause)
+        except StoppedPartition as error:
+            for number in self._partitions.startable:
+                self._watch.stopped(number, error)
+            raise
         finally:
             self._compute.close()
+            await cancelled(watching)
+            await self._watch.flush()
+            await self._watch.close()
         if self.stopped:
             raise next(iter(self.stopped.values()))
         return self.progress
@@ -188,7 +198,11 @@ class Worker:
         claims = await sink.claim(
             self._source, self._partitions.startable, await self._offsets(EARLIEST)
         )
-        await sink.create_tables(await self._compute(run_sample, self._processor))
+        self._watch.claimed(sink.epochs)
+        self._watch.owned(sink.epochs, sink.connection.get_server_pid())
+        tables = await self._compute(run_sample, self._processor)
+        await sink.create_tables(tables)
+        self._watch.tables(tables)
         restorer = Restorer(
             self._processor(), self._code_version, self._accept_new_code, self._source,
             await sink.topic_number(self._source), sink, snapshots, self._log, self._decoder,
@@ -212,6 +226,11 @@ class Worker:
     def _stream(self, committer: Committer, snapshotter: Snapshotter) -> Stream:
         def note(pieces: Sequence[Piece], seconds: float) -> None:
             self.progress.snapshots = taken + snapshotter.taken
+            sink = committer.sink
+            self._watch.owned(
+                {piece.partition: sink.epochs[piece.partition] for piece in pieces},
+                sink.connection.get_server_pid(),
+            )
             self._note(pieces, seconds)
 
         taken = self.progress.snapshots
@@ -229,12 +248,18 @@ class Worker:
             progress.dead += len(piece.dead)
             progress.position[piece.partition] = piece.stop
             progress.lag[piece.partition] = max(log_end - piece.stop, 0)
+            self._watch.moved(piece.partition, log_end, self._event_time(piece))
             for table, (_, rows) in piece.copies.items():
                 name = table.relation().name
                 progress.rows[name] = progress.rows.get(name, 0) + rows
         progress.commits += 1
         progress.commit_ms = seconds * 1_000
         self._on_progress(progress)
+
+    def _event_time(self, piece: Piece) -> int | None:
+        """The greatest of the last events; None without events, or without a time of theirs."""
+        name, batch = self._processor.source.time_column, piece.inputs[-1].batch
+        return int(batch.rows[name].max()) if name is not None and len(batch) else None
 
     async def _connect(self) -> Sink:
         return await Sink.connect(
