@@ -19,6 +19,8 @@ a new one with new numbers.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -30,6 +32,7 @@ _ENTRIES_MIN = 4_096
 TIME_LIMIT = 2**62  # times and windows beyond it could wrap around
 
 OK, OVERFLOW, FAR_TIME = 0, 1, 2
+Dumped = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Arena:
@@ -129,13 +132,20 @@ class Arena:
         self.next = _compact(keys.rows, count, self.links, before[0], before[1], entries, self.base)
         self.entries = entries
 
-    def dump(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def dump(self) -> Dumped:
         """The content: rows [keys, links], each row's live entries int64[keys], and their
         (time, value) pairs [live, 2], row by row and oldest first. Copies."""
-        count = self.keys.count
-        rows = self.keys.rows[:count]
-        pairs = np.empty((self.live, 2), np.int64)
-        _dump(rows, self.links, self.entries, self.base, pairs)
+        return self._dumped(self.keys.rows[: self.keys.count], self.entries, self.base, self.live)
+
+    def freeze(self) -> Callable[[], Dumped]:
+        """What makes the `dump` of this moment, later and in any thread; now it only copies."""
+        rows = self.keys.rows[: self.keys.count].copy()
+        entries = self.entries[: self.next - self.base].copy()
+        return partial(self._dumped, rows, entries, self.base, self.live)
+
+    def _dumped(self, rows: np.ndarray, entries: np.ndarray, base: int, live: int) -> Dumped:
+        pairs = np.empty((live, 2), np.int64)
+        _dump(rows, self.links, entries, base, pairs)
         return rows[:, : self.links].copy(), rows[:, self.links + LIVE].copy(), pairs
 
     def load(self, rows: np.ndarray, lives: np.ndarray, pairs: np.ndarray) -> None:

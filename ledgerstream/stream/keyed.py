@@ -117,9 +117,7 @@ class KeyRows:
                     "Look up fewer keys for each event.",
                 )
             self._index = _indexed(self.rows, self._live, self.count, 2 * len(self._index))
-        self._take_undo(frame, touched[:old].copy())
-        if new:
-            self._undo_added(frame, touched[len(keys) - new :].copy())
+        self._take_undo(frame, touched[:old].copy(), touched[len(keys) - new :].copy())
         return out
 
     def find(self, keys: np.ndarray) -> np.ndarray:
@@ -138,7 +136,7 @@ class KeyRows:
         frame.moved = True
         untouched = which[self._mark[which] != frame.number]
         self._mark[untouched] = frame.number
-        self._take_undo(frame, untouched)
+        self._take_undo(frame, untouched, _NO_ROWS)
         _unindex(self._index, self.rows, which)
         self.rows[which] = 0
         self._live[which] = False
@@ -175,6 +173,11 @@ class KeyRows:
         """int64[live, content]: a copy of what `load` takes."""
         return self.rows[self.live_rows(), : self.content]
 
+    def freeze(self) -> Callable[[], np.ndarray]:
+        """What makes the `dump` of this moment, later and in any thread; now it only copies."""
+        rows, live = self.rows[: self.count].copy(), self._live[: self.count].copy()
+        return lambda: rows[live, : self.content]
+
     def load(self, rows: np.ndarray) -> None:
         """Take over rows [n, content] of a snapshot; the table must be empty and without frames."""
         assert self.count == 0 and not self.frames
@@ -189,24 +192,16 @@ class KeyRows:
         every = np.arange(self.count)
         digest_rows(self.digest, self.seed, self.rows, every, self.content, True)
 
-    def _take_undo(self, frame: Frame, old: np.ndarray) -> None:
+    def _take_undo(self, frame: Frame, old: np.ndarray, new: np.ndarray) -> None:
+        """One act that brings back rows that were there and empties those that were not."""
         saved = self.rows[old]
         digest_rows(self.digest, self.seed, self.rows, old, self.content, False)
-        frame.touched.append(old)
+        frame.touched += [old, new]
+        frame.moved |= len(new) > 0
 
         def restore() -> None:
-            self.rows[old] = saved
-            self._live[old] = True
-
-        frame.undo.append(restore)
-
-    def _undo_added(self, frame: Frame, new: np.ndarray) -> None:
-        frame.moved = True
-        frame.touched.append(new)
-
-        def restore() -> None:
-            self.rows[new] = 0
-            self._live[new] = False
+            self.rows[old], self.rows[new] = saved, 0
+            self._live[old], self._live[new] = True, False
 
         frame.undo.append(restore)
 
@@ -226,6 +221,7 @@ def text_words(texts: np.ndarray, size: int) -> np.ndarray:
 
 
 _NO_PARTS = np.empty((0, 0), np.int64)
+_NO_ROWS = np.empty(0, np.int64)
 
 
 def _grown(array: np.ndarray, capacity: int, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -35,9 +35,13 @@ class Snapshot:
     content: Mapping[str, Dump]
 
 
-def freeze(state: State, partition: int, state_offset: int, code_version: str) -> Snapshot:
-    """Copy a state as it stands; pure, in the compute thread."""
-    return Snapshot(partition, state_offset, state.digest(), code_version, state.dump())
+def freeze(
+    state: State, partition: int, state_offset: int, code_version: str
+) -> Callable[[], Snapshot]:
+    """Copy a state as it stands, in the compute thread; what is returned arranges the copy as a
+    snapshot, in any thread, while the stream goes on."""
+    digest, content = state.digest(), state.freeze()
+    return lambda: Snapshot(partition, state_offset, digest, code_version, content())
 
 
 def layout_of(specs: Specs, content: Mapping[str, Dump]) -> str:

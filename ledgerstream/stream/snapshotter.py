@@ -85,9 +85,10 @@ class Snapshotter:
         machine = partition.machine
         valid = False
         try:
-            frozen = await self._compute(
+            arrange = await self._compute(
                 lambda: freeze(machine.state, number, machine.position, self._code_version)
             )
+            frozen = await asyncio.to_thread(arrange)
             epoch = self._committer.sink.epochs[number]
             snapshot_id = await self.snapshots.write(frozen, epoch, self._specs)
             spent = time.monotonic() - began

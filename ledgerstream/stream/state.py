@@ -10,14 +10,15 @@ All follow the frames of `KeyRows`: what a call of `process` changes is undone t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ledgerstream.errors import ConfigError, LedgerStreamError
-from ledgerstream.stream.arena import OVERFLOW, Arena
+from ledgerstream.stream.arena import OVERFLOW, TIME_LIMIT, Arena
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.digest import total
 from ledgerstream.stream.durations import duration_text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ledgerstream.stream.processor import Topic
 
 Dump = dict[str, np.ndarray]
+EXPIRE_QUANTA = 16  # a key lives for its time and at most a sixteenth of it longer
 
 
 class BadEvents(LedgerStreamError):
@@ -91,6 +93,7 @@ class Part(Protocol):
     def forget(self) -> None: ...
     def rollback(self) -> None: ...
     def dump(self) -> Dump: ...
+    def freeze(self) -> Callable[[], Dump]: ...
     def load(self, dump: Dump) -> None: ...
     def columns(self) -> dict[str, np.ndarray]: ...
 
@@ -114,10 +117,13 @@ class Declaration:
 
 @dataclass(frozen=True)
 class KeyedSpec:
-    """A checked `Keyed`: the key column and the state columns with their types."""
+    """A checked `Keyed`: the key column and the state columns with their types; with `expire_ns`,
+    the time column by which keys expire."""
 
     key: Key
     columns: tuple[tuple[str, np.dtype], ...]
+    expire_ns: int = 0
+    time: str = ""
 
     @property
     def by(self) -> str:
@@ -128,7 +134,9 @@ class KeyedSpec:
 
     def stored(self) -> list[object]:
         """The declaration as far as stored bytes depend on it."""
-        return ["keyed", *self.key.stored, [[column, dtype.str] for column, dtype in self.columns]]
+        columns = [[column, dtype.str] for column, dtype in self.columns]
+        expire = [self.expire_ns, self.time] if self.expire_ns else []
+        return ["keyed", *self.key.stored, columns, *expire]
 
 
 @dataclass(frozen=True)
@@ -182,14 +190,24 @@ class Held:
         return column
 
 
+_KEYED_PARTS = ("rows", "clock")  # the second only where keys expire
+
+
 class KeyedState:
-    """A `Keyed` table of one partition."""
+    """A `Keyed` table of one partition.
+
+    Where keys expire, time is counted in quanta of a sixteenth of that, by the partition's greatest
+    event time. A row carries the quantum in which it was last asked for, and goes when the time
+    enters the seventeenth after it: `cuts` says at which events that may be, `advance` does it.
+    """
 
     def __init__(self, name: str, spec: KeyedSpec) -> None:
         self._key = spec.key
+        self._spec = spec
         # Word 0, then a text key in whole words, then the columns as they align.
         text = [("key text", np.dtype(f"S{8 * spec.key.words}"))] if spec.key.words else []
-        layout = [("key", np.dtype(np.int64)), *text, *spec.columns]
+        used = [("key quantum", np.dtype(np.int64))] if spec.expire_ns else []
+        layout = [("key", np.dtype(np.int64)), *text, *used, *spec.columns]
         packed = np.dtype(layout, align=True)
         words = -(-packed.itemsize // 8)
         assert packed.fields is not None
@@ -203,6 +221,9 @@ class KeyedState:
         )
         self._columns = frozenset(field for field, _ in spec.columns)
         self._rows = KeyRows(name, words, words, key_at=1, key_words=spec.key.words)
+        self._quantum_ns = -(-spec.expire_ns // EXPIRE_QUANTA)
+        # One row, where keys expire: 0 · whether there was an event · the quantum.
+        self._clock = KeyRows(f"{name} clock", 3, 3) if spec.expire_ns else None
 
     def __len__(self) -> int:
         """Keys that have a row."""
@@ -211,7 +232,40 @@ class KeyedState:
     def at(self, keys: np.ndarray) -> Held:
         """Find or add the rows of keys [n], integers or text as declared; a new row is zero."""
         row = self._rows.resolve(self._key.of(keys))
+        if self._clock is not None:
+            table = self._rows.rows.view(self._dtype)[:, 0]
+            table["key quantum"][row] = self._clock.rows[0, 2]
         return Held(row, self._rows.rows.view(self._dtype)[:, 0], self._columns)
+
+    @property
+    def expires(self) -> bool:
+        return self._clock is not None
+
+    def cuts(self, batch: Batch) -> np.ndarray:
+        """The events before which `advance` must be called, besides the first."""
+        quantum = np.maximum.accumulate(batch[self._spec.time]) // self._quantum_ns
+        if self._clock is not None and self._clock.live:
+            quantum = np.maximum(quantum, self._clock.rows[0, 2])
+        return np.flatnonzero(np.diff(quantum)) + 1
+
+    def advance(self, batch: Batch) -> None:
+        """Time is that of these events, which lie between two cuts: drop what has expired.
+
+        Raises BadEvents for a time that is beyond the year 2116.
+        """
+        assert self._clock is not None
+        times = batch[self._spec.time]
+        if (far := np.abs(times) >= TIME_LIMIT).any():
+            at = int(np.argmax(far))
+            raise BadEvents([int(batch.offset[at])], f"{self._spec.time!r} is out of range.")
+        clock = self._clock.rows[self._clock.resolve(np.zeros(1, np.int64))[0]]
+        quantum = int(times.max()) // self._quantum_ns
+        if clock[1] and quantum <= clock[2]:
+            return
+        clock[1], clock[2] = 1, quantum
+        live = self._rows.live_rows()
+        used = self._rows.rows.view(self._dtype)[:, 0]["key quantum"][live]
+        self._rows.remove(live[used < quantum - EXPIRE_QUANTA])
 
     def find(self, keys: np.ndarray) -> Held:
         """The rows of keys [n], to be read only: -1 where a key has none, and none is added."""
@@ -228,25 +282,41 @@ class KeyedState:
         }
 
     def digests(self) -> list[np.ndarray]:
-        return [self._rows.digest]
+        return [table.digest for table in self._tables]
 
     def begin(self, events: int) -> None:
-        self._rows.begin(events)
+        for table in self._tables:
+            table.begin(events)
 
     def seal(self) -> None:
-        self._rows.seal()
+        for table in self._tables:
+            table.seal()
 
     def forget(self) -> None:
-        self._rows.forget()
+        for table in self._tables:
+            table.forget()
 
     def rollback(self) -> None:
-        self._rows.rollback()
+        for table in self._tables:
+            table.rollback()
 
     def dump(self) -> Dump:
-        return {"rows": self._rows.dump()}
+        return {name: table.dump() for name, table in zip(_KEYED_PARTS, self._tables, strict=False)}
+
+    def freeze(self) -> Callable[[], Dump]:
+        parts = {
+            name: table.freeze() for name, table in zip(_KEYED_PARTS, self._tables, strict=False)
+        }
+        return lambda: {name: part() for name, part in parts.items()}
 
     def load(self, dump: Dump) -> None:
         self._rows.load(dump["rows"])
+        if self._clock is not None:
+            self._clock.load(dump["clock"])
+
+    @property
+    def _tables(self) -> list[KeyRows]:
+        return [self._rows] if self._clock is None else [self._rows, self._clock]
 
 
 class Windows:
@@ -267,6 +337,9 @@ class Windows:
         if self._counts is None:
             raise ConfigError("this Sliding was declared without count=True.")
         return self._counts
+
+
+_ARENA_PARTS = ("rows", "lives", "pairs")
 
 
 class SlidingState:
@@ -338,8 +411,11 @@ class SlidingState:
         self._arena.rollback()
 
     def dump(self) -> Dump:
-        rows, lives, pairs = self._arena.dump()
-        return {"rows": rows, "lives": lives, "pairs": pairs}
+        return dict(zip(_ARENA_PARTS, self._arena.dump(), strict=True))
+
+    def freeze(self) -> Callable[[], Dump]:
+        parts = self._arena.freeze()
+        return lambda: dict(zip(_ARENA_PARTS, parts(), strict=True))
 
     def load(self, dump: Dump) -> None:
         self._arena.load(dump["rows"], dump["lives"], dump["pairs"])
@@ -350,6 +426,9 @@ class State:
 
     def __init__(self, specs: Mapping[str, Spec]) -> None:
         self._parts: dict[str, Part] = {name: spec.open(name) for name, spec in specs.items()}
+        self._expiring = [
+            part for part in self._parts.values() if isinstance(part, KeyedState) and part.expires
+        ]
         self.frames = 0  # calls of `process` that are not settled
 
     def __getattr__(self, name: str) -> Any:
@@ -363,6 +442,17 @@ class State:
         for part in self._parts.values():
             part.begin(events)
         self.frames += 1
+
+    def segments(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in the pieces that `process` must be called with, one after the other: before
+        each, keys that have expired by then are dropped. Raises BadEvents."""
+        cuts = [part.cuts(batch) for part in self._expiring]
+        bounds = np.unique(np.concatenate([[0, len(batch)], *cuts])).astype(np.int64)
+        for start, stop in pairwise(bounds.tolist()):
+            segment = batch if len(bounds) == 2 else batch.take(slice(start, stop))
+            for part in self._expiring:
+                part.advance(segment)
+            yield segment
 
     def seal(self) -> None:
         """Close the newest frame; the digest covers it now."""
@@ -392,6 +482,12 @@ class State:
     def dump(self) -> dict[str, Dump]:
         """Copies of all content, by state name, for a snapshot."""
         return {name: part.dump() for name, part in self._parts.items()}
+
+    def freeze(self) -> Callable[[], dict[str, Dump]]:
+        """What makes the `dump` of this moment, later and in any thread; only copying is done now,
+        so the stream goes on soon."""
+        parts = {name: part.freeze() for name, part in self._parts.items()}
+        return lambda: {name: part() for name, part in parts.items()}
 
     def load(self, dumps: Mapping[str, Dump]) -> None:
         """Take over what `dump` gave; this state must be new."""

@@ -26,7 +26,7 @@ depends on the events before it alone, never on batches.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -467,6 +467,10 @@ class WindowState:
 
     def dump(self) -> Dump:
         return {"rows": self._rows.dump(), "clock": self._clock.dump()}
+
+    def freeze(self) -> Callable[[], Dump]:
+        rows, clock = self._rows.freeze(), self._clock.dump()
+        return lambda: {"rows": rows(), "clock": clock}
 
     def load(self, dump: Dump) -> None:
         self._rows.load(dump["rows"])

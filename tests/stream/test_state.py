@@ -103,9 +103,11 @@ def run(
                 state.rollback()
             assert state.digest() == before
         if act in (2, 3):
-            dump = {name: {k: v.copy() for k, v in d.items()} for name, d in state.dump().items()}
-            before, state = state.digest(), State(specs)
-            state.load(dump)
+            frozen, before = state.freeze(), state.digest()
+            state.begin(len(rows))
+            apply(state, rows[::-1].copy(), first, by)  # the stream goes on meanwhile
+            state = State(specs)
+            state.load(frozen())
             assert state.digest() == before
         state.begin(len(part))
         seen.append(apply(state, part, first, by))

@@ -171,8 +171,11 @@ def run(rows: np.ndarray, cuts: list[int], chaos: Iterator[int] | None = None) -
                 state.rollback()
             assert state.digest() == before
         if act in (2, 3):
-            dump, before, state = state.dump(), state.digest(), State(RESOLVED)
-            state.load(dump)
+            frozen, before = state.freeze(), state.digest()
+            state.begin(len(rows))
+            apply(state, rows[::-1].copy(), first)  # the stream goes on meanwhile
+            state = State(RESOLVED)
+            state.load(frozen())
             assert state.digest() == before
         state.begin(stop - first)
         for name, changes in apply(state, rows[first:stop], first).items():
