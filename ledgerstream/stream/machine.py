@@ -222,16 +222,18 @@ class Machine:
 
     def _process(
         self, batch: Batch, outputs: bool
-    ) -> dict[type[Table], tuple[Sequence[bytes], int]]:
+    ) -> Mapping[type[Table], tuple[Sequence[bytes], int]]:
         if len(batch) == 0:
             return {}
-        result = self.processor.process(batch, self.state)
-        if not outputs:
-            return {}
-        copies: dict[type[Table], tuple[Sequence[bytes], int]] = {}
-        for table, parts in by_table(self.processor, result).items():
-            encoded, count = encode(parts, batch, self.topic_number, self.partition)
-            copies[table] = [encoded], count
+        copies: dict[type[Table], tuple[list[bytes], int]] = {}
+        for segment in self.state.segments(batch):
+            result = self.processor.process(segment, self.state)
+            if not outputs:
+                continue
+            for table, parts in by_table(self.processor, result).items():
+                encoded, count = encode(parts, segment, self.topic_number, self.partition)
+                before, rows = copies.get(table, ([], 0))
+                copies[table] = [*before, encoded], rows + count
         return copies
 
     def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:

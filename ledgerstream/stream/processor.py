@@ -107,8 +107,8 @@ class Topic:
         """The event-time column. Raises ConfigError, which names `where`, if there is none."""
         if self.time_column is None:
             raise ConfigError(
-                f"{where}: windows need an event time, and {self.event.__name__} has "
-                "no Timestamp, or more than one.",
+                f"{where}: windows need an event time, as expiry does, and {self.event.__name__} "
+                "has no Timestamp, or more than one.",
                 "Declare one, or name it with Topic(…, time=…).",
             )
         return self.time_column
@@ -119,10 +119,14 @@ class Keyed(Declaration):
 
     Columns are declared as an event's are, and start as zero (empty text). In `process`,
     `state.<name>.at(keys)` finds or adds the rows.
+
+    expire: forget keys that were not asked for over so much event time, measured by the greatest
+            of the partition's events. A key lives for that time, and at most a sixteenth longer.
     """
 
-    def __init__(self, *, by: str, **columns: Any) -> None:
+    def __init__(self, *, by: str, expire: Duration | None = None, **columns: Any) -> None:
         self.by = by
+        self.expire = expire
         self.columns = columns
 
     def resolve(self, where: str, source: Topic) -> KeyedSpec:
@@ -140,7 +144,12 @@ class Keyed(Declaration):
             sentence = str(error.args[0]).replace("Columns.", f"{where}: ")
             raise ConfigError(sentence, error.remedy) from error
         dtypes = tuple((c.name, c.dtype) for c in event.columns().values())
-        return KeyedSpec(key, dtypes)
+        if self.expire is None:
+            return KeyedSpec(key, dtypes)
+        expire_ns = duration_ns(self.expire)
+        if expire_ns == 0:
+            raise ConfigError(f"{where}: a key that expires at once is never kept.")
+        return KeyedSpec(key, dtypes, expire_ns, source.window_time(where))
 
 
 class Sliding(Declaration):

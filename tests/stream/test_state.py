@@ -340,3 +340,16 @@ def test_more_new_keys_than_there_is_room_for_are_refused_in_a_sentence() -> Non
     state.begin(1)
     with pytest.raises(Exception, match="new keys an event"):
         state.books.at(np.arange(10_000))
+
+
+def test_a_rollback_mends_the_lists_of_old_keys_beside_new_ones() -> None:
+    state = State(RESOLVED)
+    state.begin(1)
+    apply(state, spent([(1_000, 1, 5)]), 0)
+    state.seal()
+    state.begin(2)
+    apply(state, spent([(1_001, 1, 6), (1_001, 2, 7)]), 1)
+    state.seal()
+    state.rollback()
+    for name in DELAYS:
+        assert getattr(state, name)._arena.entries[0].tolist() == [0, 1_000, 5]  # no next
