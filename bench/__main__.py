@@ -14,12 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, columns, log, on_event, pipeline
+from bench import bars, columns, log, on_event, pipeline, runtime
 from bench.rows import ROWS, Row
 from tests.peers import kafka
 
 OUT = Path(__file__).parents[1] / "build" / "bench.json"
-MODULES = (log, columns, pipeline, on_event, bars)  # importing them registers their rows
+MODULES = (log, columns, pipeline, runtime, on_event, bars)  # importing them registers their rows
 
 
 def main() -> None:
