@@ -21,6 +21,8 @@ COMMANDS = [
     "config",
     "consume",
     "dead-letters list",
+    "dead-letters retry",
+    "dead-letters show",
     "demo",
     "explain",
     "generate payments",

@@ -36,6 +36,14 @@ def test_run_goes_on_where_it_ended_and_past_what_is_no_payment(shell: Shell) ->
     assert "Payment" in letter["error"]
     assert "not a payment" in shell("dead-letters", "list").stdout
 
+    record = f"payments-0:{written}"
+    assert "not a payment" in shell("dead-letters", "show", record).stdout
+    (again,) = json.loads(shell("dead-letters", "retry", record, "--json").stdout)
+    assert again == {"record": record, "new_offset": written + 1, "found": False}
+    assert shell("dead-letters", "retry").stderr == "There is nothing to retry.\n"
+    assert f"as {written + 1:,}" in shell("dead-letters", "show", record).stdout
+    assert "no dead letter" in shell("dead-letters", "show", "payments-0:0", code=1).stderr
+
     said = shell("verify", FRAUD, "--json")
     found = json.loads(said.stdout)
     assert (found["events"], found["dead"]) == (written, 1)
