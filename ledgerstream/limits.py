@@ -91,6 +91,7 @@ class Limits:
     # stream
     step_rows_max: int = 100_000
     step_bytes_max: int = 32 * MIB
+    compute_ms_max: int = 120_000  # for the events of one chunk: what takes longer never ends
     state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
     window_slots_max: int = 1_000_000  # windows of one key and length that may be live at once
     replay_ms_target: int = (
@@ -101,6 +102,7 @@ class Limits:
     snapshot_txn_pages: int = 16
     audit_rows_kept: int = 1_000  # newest ls_steps rows kept a partition; older ones are merged
     postgres_connect_ms_max: int = 30_000
+    postgres_wait_ms_max: int = 10_000  # at the start of a run, for a server that is not there
     postgres_command_ms_max: int = 120_000
     postgres_lock_ms_max: int = 30_000  # a claim waits so long for a backend that still commits
     postgres_idle_ms_max: int = 30_000  # in a transaction whose client is gone

@@ -277,9 +277,20 @@ class Client:
 
     # -- reading
 
-    def reader(self, topic: str, starts: Mapping[int, int], *, committed: bool = True) -> Reader:
-        """Read these partitions from these offsets on."""
-        reader = Reader(self.cluster, topic, starts, committed=committed)
+    def reader(
+        self,
+        topic: str,
+        starts: Mapping[int, int],
+        *,
+        committed: bool = True,
+        topic_id: UUID | None = None,
+    ) -> Reader:
+        """Read these partitions from these offsets on.
+
+        topic_id: the topic that the offsets are of. Another one that has taken its name since is
+        not read (INCONSISTENT_TOPIC_ID); without it, it is the one that is there now.
+        """
+        reader = Reader(self.cluster, topic, starts, committed=committed, topic_id=topic_id)
         self._readers = [known for known in self._readers if not known.closed]
         self._readers.append(reader)
         return reader

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from uuid import UUID
 
 from kio.schema.errors import ErrorCode
 
@@ -54,9 +55,16 @@ class Reader:
     """Reads partitions of one topic from given offsets on. Use `client.reader(...)`."""
 
     def __init__(
-        self, cluster: Cluster, topic: str, starts: Mapping[int, int], *, committed: bool = True
+        self,
+        cluster: Cluster,
+        topic: str,
+        starts: Mapping[int, int],
+        *,
+        committed: bool = True,
+        topic_id: UUID | None = None,
     ) -> None:
         self.cluster, self.topic, self.committed = cluster, topic, committed
+        self.topic_id = topic_id  # offsets mean nothing in another topic of the same name
         self.positions: dict[int, int] = dict(starts)  # where fetching goes on
         self.end_offsets: dict[int, int] = {}  # as last told
         self._ready: deque[Chunk] = deque()
@@ -202,6 +210,9 @@ class Reader:
         if connection is None or not connection.is_open:
             connection = self._connections[broker] = await cluster.dedicated(broker)
         known = await cluster.topic(self.topic)
+        self.topic_id = self.topic_id or known.topic_id
+        if known.topic_id not in (None, self.topic_id):
+            raise recreated(self.topic)
         fields: dict[str, Any] = {
             "replica_id": -1,
             "max_wait": limits.reader_wait_ms,
@@ -277,6 +288,15 @@ class Reader:
             self._failure = None, DeliveryTimeout(what)
             return
         await asyncio.sleep(pause_ms / 1000)
+
+
+def recreated(topic: str) -> KafkaError:
+    """The refusal to read on in a topic that only has the name of the one that was read."""
+    error = kafka_error(
+        ErrorCode.inconsistent_topic_id, topic, "the topic was deleted and created again"
+    )
+    error.retriable = False
+    return error
 
 
 def _passing(error: Exception) -> bool:

@@ -29,9 +29,10 @@ class Committer:
     ) -> None:
         self.sink = sink
         self._connect = connect
-        self._source = source
+        self.source = source
         self._partitions = partitions
         self._stopping = stopping
+        self._owners = {sink.owner}  # of all connections on which we claimed, or may have
 
     async def commit(self, pieces: Sequence[Piece]) -> None:
         """Commit one piece a partition, however often it takes.
@@ -58,24 +59,25 @@ class Committer:
         """
         before = self.sink
         active = self._partitions.active
-        held = {number: before.epochs[number] for number in active}
+        held = list(active)
 
         async def claim() -> dict[int, Claim]:
             self.sink = await self._connect()
             if self.sink.server != before.server:
                 raise Reload("this is another database server, or another life of it.")
+            self._owners.add(self.sink.owner)
             try:
-                return await self.sink.claim(self._source, held, dict.fromkeys(held, 0), held)
+                return await self.sink.claim(self.source, held, {}, self._owners)
             except BaseException:
                 self.sink.abandon()
                 raise
 
         claims = await retried(claim, self._stopping)
-        lost = held.keys() - claims.keys()
+        lost = set(held) - claims.keys()
         if lost:
             self._partitions.leave(lost)
             if not active:
-                raise overtaken(self.sink.processor, self._source.name, set(lost))
+                raise overtaken(self.sink.processor, self.source.name, set(lost))
             raise Reload(f"another worker has claimed partitions {sorted(lost)}.")
         starts = {number: each.committed for number, each in active.items()}
         stops = starts | {piece.partition: piece.stop for piece in pieces}

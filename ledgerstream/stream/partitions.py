@@ -7,9 +7,10 @@ from typing import Any
 
 import structlog
 
-from ledgerstream.errors import Overtaken, StoppedPartition
+from ledgerstream.errors import LedgerStreamError, Overtaken, StoppedPartition
 from ledgerstream.stream.faults import Reload, TransientError
 from ledgerstream.stream.machine import Machine, Piece
+from ledgerstream.stream.threads import Endless
 
 log = structlog.get_logger()
 
@@ -82,20 +83,25 @@ class Partitions:
         """The pieces whose partitions are still active."""
         return [piece for piece in pieces if piece.partition in self.active]
 
-    async def guard(self, number: int, work: Awaitable[Any]) -> None:
-        """Do something for one partition; an error that nobody knows stops it, and it alone."""
+    async def guard(
+        self, number: int, work: Awaitable[Any], processor: str, start: int, stop: int
+    ) -> None:
+        """Let a processor's events [start, stop) be worked on; an error that nobody knows stops
+        their partition, and it alone."""
         try:
             await work
-        except (Reload, TransientError, Overtaken):
+        except (Reload, TransientError, Overtaken, Endless):
             raise
         except StoppedPartition as error:
             self.stop(number, error)
         except Exception as error:  # noqa: BLE001 - the one supervisor
-            committed = self.active[number].committed
+            plain = isinstance(error, LedgerStreamError)
+            why = error.args[0] if plain else f"{type(error).__name__}: {error}"
+            remedy = getattr(error, "remedy", "") or "Correct the cause and start again."
             stopped = StoppedPartition(
-                f"{self.topic}-{number} stopped at offset {committed:,}.\n"
-                f"  {type(error).__name__}: {error}",
-                "Nothing of the step was committed: correct the cause and start again.",
+                f"{self.topic}-{number} stopped at offset {start:,}: {processor}, over the events "
+                f"[{start:,}, {stop:,}).\n  {why}",
+                f"{remedy} Nothing of them is committed.",
             )
             stopped.__cause__ = error
             self.stop(number, stopped)

@@ -15,8 +15,14 @@ from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.sink import Claim, Sink, Source
 from ledgerstream.stream.snapshot import Snapshot, Snapshots
-from ledgerstream.stream.source import OFFSET_OUT_OF_RANGE, Chunk, Decoder, Log
-from ledgerstream.stream.threads import Compute
+from ledgerstream.stream.source import (
+    INCONSISTENT_TOPIC_ID,
+    OFFSET_OUT_OF_RANGE,
+    Chunk,
+    Decoder,
+    Log,
+)
+from ledgerstream.stream.threads import Compute, Endless
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,23 @@ class Restorer:
             ),
             np.int64,
         )
-        reader = self.log.reader(self.source.name, {claim.partition: machine.position})
+        starts = {claim.partition: machine.position}
+        reader = self.log.reader(self.source.name, starts, topic_id=self.source.known_id)
         try:
             while machine.position < stop:
                 chunk = await reader.next()
                 if chunk is not None:
-                    await self.compute(self._replay_chunk, machine, chunk, stop, dead)
+                    await self.compute.limited(self._replay_chunk, machine, chunk, stop, dead)
+        except Endless as error:
+            raise self._stopped(
+                claim,
+                f"{self.processor.name}.process does not come to an end over the events that "
+                f"rebuild its state, from {machine.position:,} on. {error.args[0]}",
+                f"Correct {self.processor.name} and start it again.",
+            ) from error
         except KafkaError as error:
+            if error.code == INCONSISTENT_TOPIC_ID:
+                raise self.source.recreated(claim.partition, stop, self.processor.name) from error
             if error.code != OFFSET_OUT_OF_RANGE:
                 raise
             raise self._stopped(

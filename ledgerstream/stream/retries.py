@@ -38,6 +38,44 @@ async def retried(
         except TransientError as error:
             if stopping.is_set() or time.monotonic() > deadline:
                 raise
-            log.warning("database not there", error=str(error))
+            log.warning("waiting for the database", why=str(error))
             await asyncio.sleep(pause)
+    raise AssertionError("pauses do not end")
+
+
+async def awaited(
+    act: Callable[[], Awaitable[T]], stopping: asyncio.Event, say: Callable[[str], None]
+) -> T:
+    """The result of `act` at the start of a run: as `retried`, but for a few seconds only, and a
+    person is told at once what is waited for, and for how long."""
+    limit_s = LIMITS.postgres_wait_ms_max / 1_000
+    told = False
+
+    def tell(why: str) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            say(f"Waiting up to {limit_s:g} s for the database: {why}")
+
+    last = TransientError("Postgres has not answered.", lost=True)
+    silence = asyncio.get_running_loop().call_later(1, tell, "it has not answered yet.")
+    try:
+        async with asyncio.timeout(limit_s):
+            for pause in pauses():
+                try:
+                    return await act()
+                except TransientError as error:
+                    if stopping.is_set():
+                        raise
+                    last = error
+                    tell(str(error.args[0]))
+                await asyncio.sleep(pause)
+    except TimeoutError:
+        raise TransientError(
+            f"The database was waited for in vain for {limit_s:g} s.\n  {last.args[0]}",
+            lost=True,
+            remedy=last.remedy or "Start it, or correct its URL, and run this again.",
+        ) from last
+    finally:
+        silence.cancel()
     raise AssertionError("pauses do not end")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import asyncpg
@@ -20,7 +20,8 @@ import structlog
 from ledgerstream.errors import ConfigError, LedgerStreamError, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import schema
-from ledgerstream.stream.faults import TransientError, classified, overtaken
+from ledgerstream.stream.connect import connect
+from ledgerstream.stream.faults import TransientError, classified, of_table, overtaken
 from ledgerstream.stream.machine import Piece, clip
 from ledgerstream.stream.pgcopy import HEADER, TRAILER
 from ledgerstream.stream.tables import Table
@@ -46,6 +47,20 @@ class Source:
 
     name: str
     topic_id: uuid.UUID
+
+    @property
+    def known_id(self) -> uuid.UUID | None:
+        """None where the log gives topics no ids."""
+        return self.topic_id if self.topic_id.int else None
+
+    def recreated(self, partition: int, next_offset: int, processor: str) -> StoppedPartition:
+        """Why a partition stops whose topic is now another one of the same name."""
+        return StoppedPartition(
+            f"{self.name}-{partition} stopped at offset {next_offset:,}.\n"
+            f"  Topic {self.name!r} was deleted and created again: its events are not the ones "
+            f"that {processor} has counted.",
+            "Give the processor another name to begin anew, or bring the old topic back.",
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,8 @@ class Sink:
         self._tables: set[type[Table]] = set()
         self._staging: dict[type[Table], str] = {}  # of tables with a key
         self._commits = 0
+        self._unreplicated = False  # a COMMIT was answered without its standby
+        connection.add_log_listener(self._warned)
 
     @classmethod
     async def connect(
@@ -140,22 +157,7 @@ class Sink:
         Raises TransientError while the server is not there, ConfigError for one that may forget
         what it has committed.
         """
-        try:
-            connection = await asyncpg.connect(
-                url,
-                timeout=LIMITS.postgres_connect_ms_max / 1_000,
-                command_timeout=LIMITS.postgres_command_ms_max / 1_000,
-                server_settings={
-                    "application_name": f"ledgerstream {processor}"[:63],
-                    "idle_in_transaction_session_timeout": str(LIMITS.postgres_idle_ms_max),
-                    "lock_timeout": str(LIMITS.postgres_lock_ms_max),
-                    "tcp_keepalives_idle": "10",
-                    "tcp_keepalives_interval": "5",
-                    "tcp_keepalives_count": "3",
-                },
-            )
-        except Exception as error:
-            raise classified(error) from error
+        connection = await connect(url, processor)
         try:
             await _check_durable(connection)
             server = await _server(connection)
@@ -170,13 +172,13 @@ class Sink:
         source: Source,
         partitions: Iterable[int],
         starts: Mapping[int, int],
-        held: Mapping[int, int] | None = None,
+        owners: Collection[uuid.UUID] | None = None,
     ) -> dict[int, Claim]:
         """Make this connection the owner of partitions; from here on no older owner commits.
 
         starts: where a partition begins that was never processed (the log's first offset).
-        held:   owner epochs of claims that were lost with their connection: a partition that
-                somebody else has claimed since is left to him, and not among the claims.
+        owners: connections on which we have claimed before, or may have: a partition that somebody
+                else has claimed since is left to him, and not among the claims.
 
         Raises StoppedPartition for a recreated topic or a database on an older timeline.
         """
@@ -184,15 +186,16 @@ class Sink:
         self._source = source
         try:
             async with self.connection.transaction():
-                if held is None:
+                if owners is None:
                     await self._add_progress(source, wanted, starts)
-                epochs = await self._check_lineage(source, wanted)
-                if held is not None:
-                    wanted = [p for p in wanted if p in epochs and epochs[p] <= held[p]]
+                found = await self._check_lineage(source, wanted)
+                if owners is not None:
+                    wanted = [p for p in wanted if found.get(p) in owners]
                 rows = await self.connection.fetch(
                     _CLAIM, self.processor, source.name, wanted, self.owner,
                     self.server.system_id, self.server.timeline,
                 )  # fmt: skip
+            self._check_replicated()
         except BaseException as error:
             raise classified(error) from error
         claims = {row["partition"]: Claim(**dict(row)) for row in rows}
@@ -249,6 +252,7 @@ class Sink:
                 raise overtaken(self.processor, self._source.name, lost)
             if await self.connection.execute("COMMIT") != "COMMIT":
                 raise TransientError("Postgres rolled the step back.", lost=False)
+            self._check_replicated()
         except BaseException as error:
             raise await self._failed(error) from error
         for piece in pieces:
@@ -333,10 +337,12 @@ class Sink:
             list(partitions), [starts[each] for each in partitions],
         )  # fmt: skip
 
-    async def _check_lineage(self, source: Source, partitions: Sequence[int]) -> dict[int, int]:
-        """The owner epochs as they are; the rows are locked, which waits for an old backend."""
+    async def _check_lineage(
+        self, source: Source, partitions: Sequence[int]
+    ) -> dict[int, uuid.UUID | None]:
+        """The owners as they are; the rows are locked, which waits for an old backend."""
         rows = await self.connection.fetch(
-            """SELECT partition, topic_id, next_offset, owner_epoch, system_id, timeline
+            """SELECT partition, topic_id, next_offset, owner, system_id, timeline
                  FROM ls_progress
                WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
                ORDER BY partition FOR UPDATE""",
@@ -345,11 +351,7 @@ class Sink:
         for row in rows:
             where = f"{source.name}-{row['partition']} stopped at offset {row['next_offset']:,}."
             if row["topic_id"] != source.topic_id:
-                raise StoppedPartition(
-                    f"{where}\n  Topic {source.name!r} was deleted and created again: its events "
-                    f"are not the ones that {self.processor} has counted.",
-                    "Give the processor another name to begin anew, or bring the old topic back.",
-                )
+                raise source.recreated(row["partition"], row["next_offset"], self.processor)
             older = (row["timeline"] or 0) > self.server.timeline
             if older and row["system_id"] == self.server.system_id:
                 raise StoppedPartition(
@@ -357,7 +359,7 @@ class Sink:
                     f"committed on timeline {row['timeline']}: another primary has taken over.",
                     "Connect to the primary that is now in charge.",
                 )
-        return {row["partition"]: row["owner_epoch"] for row in rows}
+        return {row["partition"]: row["owner"] for row in rows}
 
     async def _copy(self, pieces: Sequence[Piece]) -> None:
         by_table: dict[type[Table], list[bytes]] = {}
@@ -366,15 +368,21 @@ class Sink:
                 if rows:
                     by_table.setdefault(table, []).extend(parts)
         for table in sorted(by_table, key=lambda each: str(each.relation().name)):
+            name, columns = table.relation().name, [each.name for each in table.relation().columns]
             staging = self._staging.get(table)
-            await self.connection.copy_to_table(
-                staging or table.relation().name,
-                source=_chunks(by_table[table]),
-                columns=[column.name for column in table.relation().columns],
-                format="binary",
-            )
-            if staging is not None:
-                await self.connection.execute(schema.merge(table, staging))
+            try:
+                await self.connection.copy_to_table(
+                    staging or name,
+                    source=_chunks(by_table[table]),
+                    columns=columns,
+                    format="binary",
+                )
+                if staging is not None:
+                    await self.connection.execute(schema.merge(table, staging))
+            except asyncpg.PostgresError as error:
+                if (known := of_table(name, columns, error)) is not None:
+                    raise known from error
+                raise
 
     async def _bury(self, pieces: Sequence[Piece]) -> None:
         assert self._source is not None
@@ -388,7 +396,7 @@ class Sink:
             [letter.timestamp_ms for _, letter in dead],
             [clip(letter.key) for _, letter in dead],
             [clip(letter.payload) for _, letter in dead],
-            [letter.error.replace("\0", "\\0") for _, letter in dead],
+            [_plain(letter.error) for _, letter in dead],
         )  # fmt: skip
 
     async def _move(self, pieces: Sequence[Piece]) -> set[int]:
@@ -408,6 +416,19 @@ class Sink:
         )  # fmt: skip
         return {piece.partition for piece in pieces} - {row["partition"] for row in moved}
 
+    def _warned(self, _: object, message: asyncpg.PostgresLogMessage) -> None:
+        """A notice of the server. One kind says that what it commits here, its standby may lack."""
+        if getattr(message, "server_source_function", "") == "SyncRepWaitForLSN":
+            self._unreplicated = True
+
+    def _check_replicated(self) -> None:
+        """A commit whose wait for the standby was cancelled is not acknowledged: a new claim, which
+        waits for that standby itself, says what became of it."""
+        if self._unreplicated:
+            raise TransientError(
+                "a COMMIT stands on this server, but its standby may not have it.", lost=True
+            )
+
     async def _failed(self, error: BaseException) -> BaseException:
         """The error as its class; the transaction is over, or the connection is."""
         known = classified(error)
@@ -422,6 +443,11 @@ class Sink:
                 self.abandon()
                 return TransientError(f"the connection to Postgres broke: {error}", lost=True)
         return known
+
+
+def _plain(text: str) -> str:
+    """As Postgres stores text: UTF-8, and no NUL."""
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 async def _chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
@@ -445,7 +471,11 @@ async def _check_durable(connection: asyncpg.Connection) -> None:
 
 async def _server(connection: asyncpg.Connection) -> Server:
     if await connection.fetchval("SELECT pg_is_in_recovery()"):
-        raise TransientError("this Postgres is a standby: results need the primary.", lost=True)
+        raise TransientError(
+            "This Postgres is a standby, and results need the primary.",
+            lost=True,
+            remedy="Give the URL of the primary.",
+        )
     wal = await connection.fetchval("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
     try:
         system_id = await connection.fetchval("SELECT system_identifier FROM pg_control_system()")

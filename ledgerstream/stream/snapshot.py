@@ -17,6 +17,7 @@ import numpy as np
 
 from ledgerstream.errors import StoppedPartition
 from ledgerstream.limits import LIMITS
+from ledgerstream.stream.connect import connect
 from ledgerstream.stream.faults import classified
 from ledgerstream.stream.sink import Claim, Source
 from ledgerstream.stream.state import Dump, Spec, State
@@ -100,16 +101,7 @@ class Snapshots:
 
     @classmethod
     async def connect(cls, url: str, processor: str, source: Source) -> Snapshots:
-        try:
-            connection = await asyncpg.connect(
-                url,
-                timeout=LIMITS.postgres_connect_ms_max / 1_000,
-                command_timeout=LIMITS.postgres_command_ms_max / 1_000,
-                server_settings={"application_name": f"ledgerstream {processor} snapshots"[:63]},
-            )
-        except Exception as error:
-            raise classified(error) from error
-        return cls(connection, processor, source)
+        return cls(await connect(url, f"{processor} snapshots"), processor, source)
 
     async def write(self, snapshot: Snapshot, owner_epoch: int, specs: Specs) -> uuid.UUID:
         """Store the pages; the snapshot counts only once `validate` has said so."""

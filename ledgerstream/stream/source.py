@@ -61,11 +61,14 @@ class Log(Protocol):
 
     async def topic(self, name: str) -> TopicInfo: ...
     async def list_offsets(self, topic: str, at: Mapping[int, int]) -> Mapping[int, int]: ...
-    def reader(self, topic: str, positions: Mapping[int, int]) -> Reader: ...
+    def reader(
+        self, topic: str, positions: Mapping[int, int], *, topic_id: uuid.UUID | None = None
+    ) -> Reader: ...
 
 
 EARLIEST, LATEST = -2, -1  # Kafka's timestamps for ListOffsets
 OFFSET_OUT_OF_RANGE = 1  # Kafka's error: the log no longer has the offset
+INCONSISTENT_TOPIC_ID = 103  # Kafka's error: another topic has taken the name
 
 
 def lost_by_log(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
-from ledgerstream.errors import DeliveryTimeout, KafkaError, Overtaken
+from ledgerstream.errors import DeliveryTimeout, KafkaError, Overtaken, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import DataError, Reload, TransientError
@@ -23,6 +23,7 @@ from ledgerstream.stream.partitions import Partitions
 from ledgerstream.stream.snapshotter import Snapshotter
 from ledgerstream.stream.source import (
     EARLIEST,
+    INCONSISTENT_TOPIC_ID,
     LATEST,
     OFFSET_OUT_OF_RANGE,
     Chunk,
@@ -31,7 +32,7 @@ from ledgerstream.stream.source import (
     Reader,
     lost_by_log,
 )
-from ledgerstream.stream.threads import Compute
+from ledgerstream.stream.threads import Compute, Endless
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -123,7 +124,12 @@ class Stream:
             await self._reader.close()
         self._reading = set(active)
         positions = {number: each.machine.position for number, each in active.items()}
-        self._reader = self._log.reader(self._partitions.topic, positions) if positions else None
+        source = self._committer.source
+        self._reader = (
+            self._log.reader(source.name, positions, topic_id=source.known_id)
+            if positions
+            else None
+        )
 
     def _at_end(self) -> bool:
         return self._ends is not None and all(
@@ -146,6 +152,9 @@ class Stream:
             if isinstance(error, KafkaError) and error.code == OFFSET_OUT_OF_RANGE:
                 await self._stop_lost()
                 return None
+            if isinstance(error, KafkaError) and error.code == INCONSISTENT_TOPIC_ID:
+                self._stop_recreated()
+                return None
             if isinstance(error, KafkaError) and not error.retriable:
                 raise
             log.warning("log not there", error=str(error))
@@ -163,21 +172,51 @@ class Stream:
             if error is not None:
                 self._partitions.stop(number, error)
 
+    def _stop_recreated(self) -> None:
+        """The topic is another one now: none of its events belong to what was counted."""
+        source = self._committer.source
+        for number, each in list(self._partitions.active.items()):
+            name = each.machine.processor.name
+            self._partitions.stop(number, source.recreated(number, each.committed, name))
+
     # -- compute
 
     async def _process(self, chunk: Chunk) -> None:
         partition = self._partitions.active[chunk.partition]
         partition.log_end = chunk.end_offset
+        made: list[Piece] = []
 
         def compute() -> None:
             began = time.perf_counter()
             try:
                 for given in self._decoder.decode(chunk):
-                    self._waiting.append(partition.machine.step(given))
+                    made.append(partition.machine.step(given))
             finally:
                 partition.compute_s += time.perf_counter() - began
 
-        await self._partitions.guard(chunk.partition, self._compute(compute))
+        await self._guard(chunk, self._compute.limited(compute))
+        if not self._compute.endless:  # else the thread may still be adding to it
+            self._waiting += made
+
+    async def _guard(self, given: Chunk | Input, work: Awaitable[Any]) -> None:
+        """Do something with events of a partition. What fails stops it; what does not end stops
+        them all, since the one compute thread cannot be had back."""
+        topic, number = self._partitions.topic, given.partition
+        name = self._partitions.active[number].machine.processor.name
+        stop = given.stop if isinstance(given, Input) else given.next_offset
+        try:
+            await self._partitions.guard(number, work, name, given.start, stop)
+        except Endless as error:
+            self._waiting = []
+            for each, partition in list(self._partitions.active.items()):
+                stopped = StoppedPartition(
+                    f"{topic}-{each} stopped at offset {partition.committed:,}.\n  {name}.process "
+                    f"does not come to an end over the events [{given.start:,}, {stop:,}) of "
+                    f"{topic}-{number}. {error.args[0]} Nothing of them is committed; its thread "
+                    "cannot be stopped but with the process.",
+                    f"Correct {name} and start it again: it goes on from there.",
+                )
+                self._partitions.stop(each, stopped)
 
     # -- commit
 
@@ -213,19 +252,19 @@ class Stream:
             await self._compute(partition.undo)
         for given in [given for piece in sent for given in piece.inputs]:
             if given.partition in self._partitions.active:
-                await self._partitions.guard(given.partition, self._bisect(given))
+                await self._guard(given, self._bisect(given))
         for given in late:
             if given.partition in self._partitions.active:
-                await self._partitions.guard(given.partition, self._step(given))
+                await self._guard(given, self._step(given))
 
     async def _step(self, given: Input) -> None:
         machine = self._partitions.active[given.partition].machine
-        self._waiting.append(await self._compute(machine.step, given))
+        self._waiting.append(await self._compute.limited(machine.step, given))
 
     async def _bisect(self, given: Input) -> None:
         """Commit one input, or its halves, down to the one event at fault: a dead letter."""
         machine = self._partitions.active[given.partition].machine
-        piece = await self._compute(machine.step, given)
+        piece = await self._compute.limited(machine.step, given)
         try:
             self._note([piece], await self._timed_commit([piece]))
         except DataError as error:

@@ -13,14 +13,13 @@ from typing import Literal
 import structlog
 
 from ledgerstream.errors import DeliveryTimeout, KafkaError, StoppedPartition
-from ledgerstream.limits import LIMITS
 from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import Reload, TransientError
 from ledgerstream.stream.machine import Piece
 from ledgerstream.stream.partitions import Partition, Partitions
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.restore import Restorer
-from ledgerstream.stream.retries import pauses, retried
+from ledgerstream.stream.retries import awaited, pauses, retried
 from ledgerstream.stream.sink import Sink, Source
 from ledgerstream.stream.snapshot import Snapshots
 from ledgerstream.stream.snapshotter import Snapshotter
@@ -128,7 +127,7 @@ class Worker:
             await self._compute(warm, self._processor, self._say)
             if self._until == "end":
                 self._ends = await self._offsets(LATEST)
-            (await retried(self._connect, self._stopping, LIMITS.postgres_connect_ms_max)).abandon()
+            (await awaited(self._connect, self._stopping, self._say)).abandon()
             for pause in pauses():
                 if not await self._session() or self._stopping.is_set():
                     break

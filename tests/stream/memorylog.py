@@ -69,7 +69,10 @@ class MemoryLog:
     async def list_offsets(self, topic: str, at: Mapping[int, int]) -> dict[int, int]:
         return {p: self.log_start[p] if t == EARLIEST else self.ends[p] for p, t in at.items()}
 
-    def reader(self, topic: str, positions: Mapping[int, int]) -> MemoryReader:
+    def reader(
+        self, topic: str, positions: Mapping[int, int], *, topic_id: uuid.UUID | None = None
+    ) -> MemoryReader:
+        assert topic_id in (None, self.topic_id)
         return MemoryReader(self, dict(positions))
 
 

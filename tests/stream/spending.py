@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import numpy as np
 from sqlalchemy.orm import Mapped
@@ -57,6 +58,12 @@ class Spending(Processor):
             Spent.rows(batch, spent=spent, number=number),
             Large.rows(batch, where=spent > LIMIT, spent=spent),
         ]
+
+
+def spending_of(topic: str) -> type[Spending]:
+    """The same processor over another topic."""
+    source = replace(Spending.source, name=topic)
+    return type("Spending", (Spending,), {"source": source, "__module__": __name__})
 
 
 SOURCE = Source("payments", uuid.UUID(int=7))

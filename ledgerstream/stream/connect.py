@@ -1,0 +1,56 @@
+"""The one way to Postgres: a connection whose time limits the server itself keeps.
+
+A worker that is stopped, cut off or gone must not hold its locks for ever, whatever became of its
+own timers: the server ends its statement, its wait for a lock, and its idle transaction.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from ledgerstream.errors import ConfigError
+from ledgerstream.limits import LIMITS
+from ledgerstream.stream.faults import TransientError, classified
+
+
+async def connect(url: str, name: str) -> asyncpg.Connection:
+    """Connect as `ledgerstream {name}`.
+
+    Raises ConfigError for a URL that cannot be right, TransientError while nobody answers.
+    """
+    try:
+        return await asyncpg.connect(
+            url,
+            timeout=LIMITS.postgres_connect_ms_max / 1_000,
+            command_timeout=LIMITS.postgres_command_ms_max / 1_000,
+            server_settings={
+                "application_name": f"ledgerstream {name}"[:63],
+                "statement_timeout": str(LIMITS.postgres_command_ms_max),
+                "idle_in_transaction_session_timeout": str(LIMITS.postgres_idle_ms_max),
+                "lock_timeout": str(LIMITS.postgres_lock_ms_max),
+                "tcp_keepalives_idle": "10",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
+            },
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"The URL of the database cannot be read: {error}.",
+            "Write it as postgresql://user@host:5432/name.",
+        ) from error
+    except (OSError, TimeoutError) as error:
+        why = str(error) or "no reply in time"
+        raise TransientError(
+            f"Postgres at {place(url)} does not answer: {why}.", lost=True
+        ) from error
+    except Exception as error:
+        raise classified(error) from error
+
+
+def place(url: str) -> str:
+    """Where a URL leads, for people: `host:port/name`, nothing of user and password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2] or parse_qs(parts.query).get("host", ["localhost"])[0]
+    return f"{host}{parts.path}"
