@@ -19,7 +19,10 @@ import time
 from pathlib import Path
 
 POLL_S = 0.1
-RESTARTS_MAX = 20  # in a row, without the server having run for a minute
+# In a row, without the server having come up. Each waits longer than the one before (11 s in all):
+# what a killed server leaves behind may keep the next one from starting for a moment.
+STARTS_MAX = 7
+PAUSE_S_MAX = 5.0
 
 
 def main() -> int:
@@ -39,18 +42,19 @@ def main() -> int:
     as_user = {} if int(uid) == os.geteuid() else {"user": int(uid), "group": int(gid)}
     server: subprocess.Popen[bytes] | None = None
     adopted = running_pid(home)
-    restarts, started = 0, time.monotonic()
+    starts = 0
     with (home / "server.log").open("ab") as log:
         while not stopping:
             if adopted is not None and not alive(adopted):
                 adopted = None
             if adopted is None and (server is None or server.poll() is not None):
-                if time.monotonic() - started > 60:
-                    restarts = 0
-                if restarts == RESTARTS_MAX:
+                if server is not None and came_up(home, server.pid):
+                    starts = 0
+                if starts == STARTS_MAX:
                     return 1
-                restarts += 1
-                started = time.monotonic()
+                if starts:
+                    time.sleep(min(POLL_S * 2**starts, PAUSE_S_MAX))
+                starts += 1
                 server = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -82,14 +86,23 @@ def main() -> int:
 
 
 def running_pid(home: Path) -> int | None:
-    """A server that an earlier keeper left behind."""
+    """A server that an earlier keeper left behind. Its number may be another server's by now."""
     try:
         lines = (home / "data" / "postmaster.pid").read_text().splitlines()
         pid = int(lines[0])
-        name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        name, *args = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError, IndexError):
         return None
-    return pid if name.endswith(b"postgres") else None
+    return pid if name.endswith(b"postgres") and os.fsencode(home / "data") in args else None
+
+
+def came_up(home: Path, pid: int) -> bool:
+    """Whether a server that died had been ready: its file says so, and stays behind."""
+    try:
+        lines = (home / "data" / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return False
+    return len(lines) == 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
 def alive(pid: int) -> bool:

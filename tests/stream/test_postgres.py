@@ -15,6 +15,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from ledgerstream.stream.keeper import STARTS_MAX, came_up, running_pid
 from ledgerstream.stream.postgres import EmbeddedPostgres
 
 PATIENCE_S = 30
@@ -109,6 +110,31 @@ async def test_a_server_that_is_killed_is_started_again(directory: Path) -> None
         connection = await connect()
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
+
+
+def test_another_server_under_the_same_number_is_left_alone(directory: Path) -> None:
+    """Numbers come again: what is adopted is also stopped."""
+    with EmbeddedPostgres.start(directory) as server:
+        assert running_pid(server.home) == postmaster(directory)
+        other = directory / "other"
+        (other / "data").mkdir(parents=True)
+        pid_file = server.home / "data" / "postmaster.pid"
+        (other / "data" / "postmaster.pid").write_text(pid_file.read_text())
+        assert running_pid(other) is None
+
+
+def test_a_server_that_is_killed_again_and_again_comes_back(directory: Path) -> None:
+    """More often than it may fail to start."""
+    with EmbeddedPostgres.start(directory) as server:
+        killed: set[int | None] = {None}
+        for _ in range(STARTS_MAX + 2):
+            wait_until(lambda: postmaster(directory) not in killed)
+            pid = postmaster(directory)
+            assert pid is not None
+            wait_until(lambda pid=pid: came_up(server.home, pid))  # type: ignore[misc]
+            os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        wait_until(lambda: postmaster(directory) not in killed)
 
 
 async def test_a_path_too_long_for_a_socket_works(directory: Path) -> None:
