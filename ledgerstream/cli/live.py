@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -15,22 +15,28 @@ if TYPE_CHECKING:
     from ledgerstream.stream.worker import Progress
 
 REFRESH_S = 0.1
+NOTE_S = 10.0
 RATE_WINDOW_S = 2.0
 
 
 @asynccontextmanager
 async def live(progress: Progress) -> AsyncIterator[None]:
-    """Show the progress on stderr while the block runs; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.live import Live
-
+    """Show the progress on stderr while the block runs: a live line on a terminal, elsewhere a
+    line now and then, where something was committed since the last."""
     rate = Rate()
 
     def line() -> str:
         return f"{progress.processor}  {figures(progress, rate(progress.events))}"
+
+    if not sys.stderr.isatty():
+        task = asyncio.create_task(_note_now_and_then(progress, line))
+        try:
+            yield
+        finally:
+            task.cancel()
+        return
+    from rich.console import Console
+    from rich.live import Live
 
     async def refresh() -> None:
         while True:
@@ -45,6 +51,15 @@ async def live(progress: Progress) -> AsyncIterator[None]:
             yield
         finally:
             task.cancel()
+
+
+async def _note_now_and_then(progress: Progress, line: Callable[[], str]) -> None:
+    told = 0
+    while True:
+        await asyncio.sleep(NOTE_S)
+        if progress.commits > told:
+            told = progress.commits
+            show.note(line())
 
 
 class Rate:

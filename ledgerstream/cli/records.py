@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -115,7 +116,8 @@ def consume(
     event: SomeEvent = None,
     encoding: Encoding = "fixed",
     begin: Annotated[
-        str, typer.Option("--from", help="earliest, latest, or a time such as 2018-04-01T12:00Z.")
+        str,
+        typer.Option("--from", help="earliest, latest, a day (UTC), or a time: 2018-04-01T12:00Z."),
     ] = "earliest",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many.", show_default=False)
@@ -143,7 +145,8 @@ def consume(
     check_encoding(encoding)
     start: str | int = begin
     if begin not in ("earliest", "latest"):
-        start = parse_timestamp(begin) // 1_000_000
+        day = re.fullmatch(r"\d{4}-\d\d-\d\d", begin)
+        start = parse_timestamp(f"{begin}T00:00Z" if day else begin) // 1_000_000
     kind = options.load(event, Event) if event else None
 
     async def act() -> None:

@@ -112,3 +112,10 @@ def test_a_reader_that_has_enough_ends_consume(shell: Shell, topic: str) -> None
     consume.stdout.close()
     assert (consume.wait(timeout=60), consume.stderr.read()) == (0, b"")
     consume.stderr.close()
+
+
+def test_a_day_is_a_time_to_begin_at(shell: Shell, csv: Path, topic: str) -> None:
+    shell("import", csv.name, "--topic", topic, "--key", "customer", *EVENT)
+    assert len(events(shell("consume", topic, *EVENT, "--from", "2018-04-01").stdout)) == 3
+    assert shell("consume", topic, *EVENT, "--from", "2018-04-02").stdout == ""
+    assert "is not a time" in shell("consume", topic, "--from", "April", code=1).stderr
