@@ -285,19 +285,20 @@ class Changes:
 
 
 class WindowTable(Table):
-    """Base of tables of windows: a row a version of each window, by key, width, start and version.
+    """Base of tables of windows: a row a version of each window, by start, width, version and key.
 
     The key's column is declared with `mapped_column(primary_key=True)`, the others as they are
     called in the declaration of the windows. While a window is open its row, version 1 and not
-    final, is replaced in place.
+    final, is replaced in place. The primary key begins with the time, so that rows go to its end,
+    which makes Postgres twice as quick at them; to ask by key, declare an Index besides.
     """
 
     __abstract__ = True
 
-    width: Mapped[int] = mapped_column(primary_key=True, sort_order=1)  # ns
-    start: Mapped[Timestamp] = mapped_column(primary_key=True, sort_order=2)
-    version: Mapped[Int32] = mapped_column(primary_key=True, sort_order=3)
-    final: Mapped[bool] = mapped_column(sort_order=4)
+    start: Mapped[Timestamp] = mapped_column(primary_key=True, sort_order=-4)
+    width: Mapped[int] = mapped_column(primary_key=True, sort_order=-3)  # ns
+    version: Mapped[Int32] = mapped_column(primary_key=True, sort_order=-2)
+    final: Mapped[bool] = mapped_column(sort_order=-1)
 
     @classmethod
     def versions(cls, changes: Changes, **columns: Any) -> Rows:

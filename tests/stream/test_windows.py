@@ -348,7 +348,7 @@ class Keyless(WindowTable):
 
 
 def test_a_table_of_windows_takes_their_versions() -> None:
-    assert TickBar.key_columns() == ("symbol", "width", "start", "version")
+    assert TickBar.key_columns() == ("start", "width", "version", "symbol")
     rows = np.zeros(3, Tick.dtype())
     rows["at"], rows["symbol"], rows["size"] = [0, 1, 30], [b"a", b"b", b"a"], 1
     state = State(RESOLVED)
