@@ -107,6 +107,7 @@ class Limits:
     postgres_lock_ms_max: int = 30_000  # a claim waits so long for a backend that still commits
     postgres_idle_ms_max: int = 30_000  # in a transaction whose client is gone
     copy_chunk_bytes: int = 512 * KIB
+    worker_deaths_max: int = 10  # in a row, each without a commit, before a worker is given up
     watch_ms: int = 1_000  # what a worker sees is written down at most so often
     audit_merge_steps: int = 256  # the audit is merged every so many steps
     postgres_start_ms_max: int = 60_000  # an embedded server recovers from a crash first

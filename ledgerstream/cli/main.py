@@ -19,6 +19,7 @@ from ledgerstream.cli import (
     dead_letters,
     demo,
     explain,
+    fleet,
     generate,
     records,
     run,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(run.run)
+app.command(hidden=True)(fleet.fleet_worker)
 app.command()(verify.verify)
 app.command()(status.status)
 app.command()(explain.explain)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,6 +15,7 @@ from ledgerstream.cli import options, show
 from ledgerstream.cli.options import Database, Directory, Json, Log
 
 if TYPE_CHECKING:
+    from ledgerstream.stream.processor import Processor
     from ledgerstream.stream.worker import Progress
 
 Until = Literal["end", "restored"]
@@ -38,6 +41,12 @@ def run(
             help="Replay with code that did not compute those events; this is recorded.",
         ),
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", min=1, help="Processes that share the partitions: partition mod N."
+        ),
+    ] = 1,
     log: Log = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
@@ -48,7 +57,8 @@ def run(
     Example: [bold]ledgerstream run processors.fraud:Fraud --until-end[/bold]
 
     Results and offsets go to Postgres in one transaction: whatever is killed, and whenever, the
-    next run goes on where the last commit ended.
+    next run goes on where the last commit ended. With several workers one that dies is started
+    again, and the exit code is the worst of theirs.
     """
     if until_end and finish:
         raise typer.BadParameter("give --until-end or --finish, not both", param_hint="--finish")
@@ -63,8 +73,11 @@ def run(
 
     until: Until | None = "end" if until_end else "restored" if finish else None
 
-    async def act() -> Progress:
+    async def act() -> tuple[Progress, int]:
         with database_url(database, directory) as url:
+            if workers > 1:
+                return await _fleet(kind, processor, workers, log, directory, url, until,
+                                    accept_new_code)  # fmt: skip
             async with open_log(log, directory) as client:
                 worker = Worker(
                     kind,
@@ -76,10 +89,45 @@ def run(
                 )
                 worker.stop_on_signals()
                 async with live(worker.progress):
-                    return await worker.run()
+                    return await worker.run(), 0
 
     began = time.monotonic()
-    progress = run_async(act())
+    progress, code = run_async(act())
     show.note(summary(progress, time.monotonic() - began))
     if as_json:
         print(json.dumps(asdict(progress)))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _fleet(
+    kind: type[Processor],
+    place: str,
+    workers: int,
+    log: str | None,
+    directory: Path,
+    database: str,
+    until: Until | None,
+    accept_new_code: bool,
+) -> tuple[Progress, int]:
+    """Several worker processes; kernels are compiled here, before the first of them starts."""
+    from ledgerstream.cli.fleet import Fleet, Task, shares
+    from ledgerstream.cli.live import live
+    from ledgerstream.cli.session import log_address
+    from ledgerstream.client import Client
+    from ledgerstream.stream.warm import warm
+
+    async with log_address(log, directory) as address:
+        async with await Client.connect(address) as client:
+            partitions = (await client.topic(kind.source.name)).partitions
+        kind.check_partitions(partitions)
+        await asyncio.to_thread(warm, kind, show.note)
+        tasks = [
+            Task(place, address, database, share, until, accept_new_code)
+            for share in shares(partitions, workers)
+        ]
+        fleet = Fleet(kind.name, tasks, say=show.note)
+        fleet.stop_on_signals()
+        async with live(fleet.progress):
+            code = await fleet.run()
+    return fleet.progress, code
