@@ -233,7 +233,7 @@ class Machine:
             for table, parts in by_table(self.processor, result).items():
                 encoded, count = encode(parts, segment, self.topic_number, self.partition)
                 before, rows = copies.get(table, ([], 0))
-                copies[table] = [*before, encoded], rows + count
+                copies[table] = [*before, *encoded], rows + count
         return copies
 
     def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:

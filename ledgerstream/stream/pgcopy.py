@@ -55,10 +55,15 @@ def _width(table: type[Table], column: TableColumn) -> int:
     )
 
 
+class NewRows(bytes):
+    """COPY bytes of rows whose keys are not in the table, nor in what was encoded before them."""
+
+
 def encode(
     parts: Sequence[Rows], batch: Batch, topic_number: int, partition: int
-) -> tuple[bytes, int]:
-    """The COPY bytes (without header and trailer) of one table's rows from one batch, and how many.
+) -> tuple[list[bytes], int]:
+    """The COPY bytes (without header and trailer) of one table's rows from one batch, and how many
+    rows.
 
     Of a table with a key, the last row of each; the others are checked and left out. Raises
     BadEvents for a number that its column cannot hold and for text with a NUL in it, and
@@ -79,24 +84,37 @@ def encode(
             "ls_partition": np.full(len(rows), partition),
             "ls_n": n,
         }
-        fields.append(_fields(table, columns))
-    if table.key_columns():
-        fields = [_newest(table, fields)]
-    encoded = [_encode(table, each) for each in fields]
-    return b"".join(encoded), sum(len(each.offset) for each in fields)
+        fields.append(_fields(table, columns, rows.new))
+    if not table.key_columns():
+        return [_encode(table, each) for each in fields], sum(len(each) for each in fields)
+    newest = _newest(table, fields)
+    fresh, known = newest.take(newest.new), newest.take(~newest.new)
+    return [NewRows(_encode(table, fresh)), _encode(table, known)], len(newest)
 
 
 @dataclass(frozen=True)
 class _Fields:
     """Rows as the kernel takes them: numbers int64[rows] and texts uint8[rows, size], each in table
-    order, checked; and the offset of each row."""
+    order, checked; the offset of each row, and `Rows.new`."""
 
     words: list[np.ndarray]
     texts: list[np.ndarray]
     offset: np.ndarray
+    new: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def take(self, which: np.ndarray) -> _Fields:
+        return _Fields(
+            [each[which] for each in self.words],
+            [each[which] for each in self.texts],
+            self.offset[which],
+            self.new[which],
+        )
 
 
-def _fields(table: type[Table], columns: dict[str, np.ndarray]) -> _Fields:
+def _fields(table: type[Table], columns: dict[str, np.ndarray], new: np.ndarray | None) -> _Fields:
     offset = columns["ls_offset"]
     words, texts = [], []
     for column, width in zip(table.relation().columns, widths(table), strict=True):
@@ -108,7 +126,7 @@ def _fields(table: type[Table], columns: dict[str, np.ndarray]) -> _Fields:
             words.append(_as_float(where, value))
         else:
             words.append(_as_int(where, value, width, isinstance(column.type, Boolean), offset))
-    return _Fields(words, texts, offset)
+    return _Fields(words, texts, offset, np.zeros(len(offset), bool) if new is None else new)
 
 
 def _newest(table: type[Table], parts: list[_Fields]) -> _Fields:
@@ -134,12 +152,7 @@ def _newest(table: type[Table], parts: list[_Fields]) -> _Fields:
     n = together.words[-1]
     matrix = np.ascontiguousarray(np.concatenate(keys, axis=1))
     order = np.lexsort((n, together.offset))
-    kept = order[_last_of_each(matrix[order])]
-    return _Fields(
-        [each[kept] for each in together.words],
-        [each[kept] for each in together.texts],
-        together.offset[kept],
-    )
+    return together.take(order[_last_of_each(matrix[order])])
 
 
 def _together(parts: list[_Fields]) -> _Fields:
@@ -150,7 +163,8 @@ def _together(parts: list[_Fields]) -> _Fields:
         size = max(each.shape[1] for each in some)
         texts.append(np.concatenate([np.pad(t, ((0, 0), (0, size - t.shape[1]))) for t in some]))
     words = [np.concatenate(some) for some in zip(*(part.words for part in parts), strict=True)]
-    return _Fields(words, texts, np.concatenate([part.offset for part in parts]))
+    offset = np.concatenate([part.offset for part in parts])
+    return _Fields(words, texts, offset, np.concatenate([part.new for part in parts]))
 
 
 def _encode(table: type[Table], fields: _Fields) -> bytes:

@@ -47,13 +47,18 @@ ORIGIN = ("ls_offset", "ls_topic_id", "ls_partition", "ls_n")
 @dataclass(frozen=True)
 class Rows:
     """Rows for one table: `columns` are arrays [n]; `event` int64[n] is each row's event, as an
-    index into the batch, ascending. `every`: made without the batch, one row for each of its
-    events."""
+    index into the batch, ascending.
+
+    every:  made without the batch, one row for each of its events.
+    new:    bool[n], rows of a table with a key whose key no step before has written, as far as the
+            processor knows; they take a shorter way into the table.
+    """
 
     table: type[Table]
     columns: Mapping[str, np.ndarray]
     event: np.ndarray
     every: bool = False
+    new: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.event)

@@ -16,11 +16,12 @@ import math
 import numpy as np
 
 from ledgerstream.stream.arena import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
-from ledgerstream.stream.kernels import I64, kernel
+from ledgerstream.stream.kernels import BOOLS, I64, kernel
 
 FIRST, LAST, MIN, MAX, SUM, COUNT, MEAN, WEIGHTED = range(8)
 CORRECTIONS, EVENTS, FIRST_TIME, LAST_TIME, AGGREGATES = range(5)  # words after the key
-LINKS = 2  # the last words of a row: the next on its list (row + 1), and the last pair that used it
+LINKS = 3  # the last words of a row: the next on its list (row + 1), the last pair that used it,
+#            and the call that made it
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -100,14 +101,17 @@ def accumulate(
     places: I64,
     out: I64,
     out_event: I64,
+    out_new: BOOLS,
     expired: I64,
+    call: int,
 ) -> tuple[int, int, int, int, int, int]:
     """Apply events in order to the rows that `assign` found; `at`: the first word after the key.
 
     Rows that become final, and each late one's new version, are copied to out[:finals] with their
-    event; windows that are open at the end and were touched follow in out[finals:rows]. Rows whose
-    time is over are listed in `expired`. Returns finals, rows, how many expired, the greatest time,
-    and (OK, n), or OVERFLOW and the event at fault.
+    event; windows that are open at the end and were touched follow in out[finals:rows]. out_new:
+    whether no earlier call has copied that version; `call` is this one's number, never used before.
+    Rows whose time is over are listed in `expired`. Returns finals, rows, how many expired, the
+    greatest time, and (OK, n), or OVERFLOW and the event at fault.
     """
     widths = len(over)
     close_at = np.empty(widths, np.int64)
@@ -135,6 +139,7 @@ def accumulate(
                         while r >= 0:
                             out[finals, :content] = rows[r, :content]
                             out_event[finals] = i
+                            out_new[finals] = rows[r, content + 2] == call
                             finals += 1
                             r = rows[r, content] - 1
                 if watermark >= expire_at[w]:
@@ -161,6 +166,7 @@ def accumulate(
                 slot = ring_at[w] + ((state[at - 2] // every[w]) & (slots[w] - 1))
                 state[content] = rings[slot]
                 rings[slot] = r + 1
+                state[content + 2] = call
             final = state[at - 2] + over[w] <= watermark
             if final and state[at + EVENTS] > 0:
                 state[at + CORRECTIONS] += 1
@@ -170,6 +176,7 @@ def accumulate(
             if final:
                 out[finals, :content] = state[:content]
                 out_event[finals] = i
+                out_new[finals] = True
                 finals += 1
             pair += 1
     made = finals
@@ -179,6 +186,7 @@ def accumulate(
         if state[content + 1] == p and state[at - 2] + over[state[at - 1]] > watermark:
             out[made, :content] = state[:content]
             out_event[made] = events[p]
+            out_new[made] = state[content + 2] == call
             made += 1
     return finals, made, gone, greatest, OK, len(times)
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ledgerstream.stream.processor import Topic
 
 Duration = str | dt.timedelta
-_OWN = ("event", "start", "width", "version", "final", "dropped", "key", "columns")
+_OWN = ("event", "start", "width", "version", "final", "new", "dropped", "key", "columns")
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,7 @@ class Changes:
     key:      int64[n] or bytes[n]; also under the name of the key's column.
     start:    int64[n], ns since 1970 UTC; `width`: int64[n], ns.
     version:  int32[n], 1 and up. `final`: bool[n].
+    new:      bool[n], whether no batch before has shown that version of the window.
     dropped:  int64[lengths of `over`], how often an event came too late for a window of that
               length, since the beginning.
     The aggregates are attributes too, under their names.
@@ -265,6 +266,7 @@ class Changes:
     width: np.ndarray
     version: np.ndarray
     final: np.ndarray
+    new: np.ndarray
     dropped: np.ndarray
     by: str
     columns: Mapping[str, np.ndarray]
@@ -318,7 +320,8 @@ class WindowTable(Table):
         }  # fmt: skip
         given = {**changes.columns, **own, **columns}
         wanted = {name: value for name, value in given.items() if name in cls.result_columns()}
-        return cls._of_events("versions", changes.event, {**wanted, **columns})
+        rows = cls._of_events("versions", changes.event, {**wanted, **columns})
+        return replace(rows, new=changes.new)
 
 
 class WindowState:
@@ -351,6 +354,7 @@ class WindowState:
         self._columns = np.array([index[c.kept.column] for c in spec.columns], np.int64)
         self._weights = np.array([index[c.kept.weight] for c in spec.columns], np.int64)
         self._places = np.array(places, np.int64)
+        self._calls = 0  # of `add`
 
     def __len__(self) -> int:
         """Windows that are kept."""
@@ -384,10 +388,13 @@ class WindowState:
         most = self._rows.live + pairs
         out = np.empty((most + pairs, self._rows.content), np.int64)
         out_event, expired = np.empty(most + pairs, np.int64), np.empty(most, np.int64)
+        out_new = np.empty(most + pairs, np.bool_)
+        self._calls += 1
         finals, made, gone, greatest, status, at = kernels.accumulate(
             times, events, row, self._rows.rows, self._at, seen, greatest, spec.delay_ns,
             spec.late_ns, self._over, self._every, self._rings, self._ring_at, self._slots,
-            self._ops, values, self._columns, self._weights, self._places, out, out_event, expired,
+            self._ops, values, self._columns, self._weights, self._places, out, out_event, out_new,
+            expired, self._calls,
         )  # fmt: skip
         if status == OVERFLOW:
             raise BadEvents([int(batch.offset[at])], "a sum of its window no longer fits.")
@@ -395,7 +402,8 @@ class WindowState:
         self._rows.remove(expired[:gone].copy())
         order = self._ordered(out[:finals], out_event[:finals], made)
         order = order[np.argsort(out_event[order], kind="stable")]
-        return self._changes(out[order], out_event[order], order < finals, clock[3:].copy())
+        final, new = order < finals, out_new[order]
+        return self._changes(out[order], out_event[order], final, new, clock[3:].copy())
 
     def _ordered(self, finals: np.ndarray, event: np.ndarray, made: int) -> np.ndarray:
         """Final rows by event, width, end and key; then those that are open."""
@@ -406,7 +414,12 @@ class WindowState:
         )
 
     def _changes(
-        self, rows: np.ndarray, event: np.ndarray, final: np.ndarray, dropped: np.ndarray
+        self,
+        rows: np.ndarray,
+        event: np.ndarray,
+        final: np.ndarray,
+        new: np.ndarray,
+        dropped: np.ndarray,
     ) -> Changes:
         at = self._at
         columns = {self._spec.by: self._spec.key.read(rows[:, 1:], 0).astype(self._spec.key.dtype)}
@@ -418,6 +431,7 @@ class WindowState:
             self._over[rows[:, at - 1]],
             (rows[:, at + kernels.CORRECTIONS] + 1).astype(np.int32),
             final,
+            new,
             dropped,
             self._spec.by,
             columns,
@@ -441,7 +455,8 @@ class WindowState:
         greatest = int(clock[0, 2]) if len(clock) else 0
         final = rows[:, self._at - 2] + self._over[rows[:, self._at - 1]]
         final = final <= greatest - self._spec.delay_ns
-        found = self._changes(rows, np.zeros(len(rows), np.int64), final, clock[:, 3:].ravel())
+        zeros = np.zeros(len(rows), np.int64)
+        found = self._changes(rows, zeros, final, zeros > 0, clock[:, 3:].ravel())
         own = {"start": found.start, "width": found.width, "version": found.version}
         return {self._spec.by: found.key, **own, "final": final, **found.columns}
 

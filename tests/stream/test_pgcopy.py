@@ -63,7 +63,8 @@ async def test_each_type_comes_back_as_it_went_in(database: str) -> None:
     notes = np.array([f"note {n}" for n in range(len(batch))])
     where = batch.good | (batch.number % 3 == 0)
     rows = EachType.rows(batch, where=where, small=small, middle=7, note=notes)
-    data = HEADER + encode([rows], batch, 9, 4)[0] + TRAILER
+    encoded, _ = encode([rows], batch, 9, 4)
+    data = b"".join([HEADER, *encoded, TRAILER])
     connection = await asyncpg.connect(database)
     await schema.create_table(connection, EachType)
     await schema.create_table(connection, EachType)
@@ -90,7 +91,7 @@ def test_rows_of_one_event_are_numbered() -> None:
     given = {"small": np.zeros(3, np.int16), "middle": 0, "note": "x"}
     first = EachType.rows(batch, of=np.array([0, 0, 2]), **given)
     second = EachType.rows(batch, small=1, middle=1, note="y")
-    data, _ = encode([first, second], batch, 1, 1)
+    data = b"".join(encode([first, second], batch, 1, 1)[0])
     # The last field of a row is ls_n: two bytes, after a length of two.
     numbers = []
     position = 0

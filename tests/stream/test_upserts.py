@@ -19,7 +19,7 @@ from ledgerstream.money import EUR
 from ledgerstream.stream import schema, streaming
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import I64, kernel
-from ledgerstream.stream.machine import Input, Machine, join
+from ledgerstream.stream.machine import Input, Machine, Piece, join
 from ledgerstream.stream.pgcopy import encode
 from ledgerstream.stream.processor import Keyed, Processor, State, Topic
 from ledgerstream.stream.sink import Sink, Source
@@ -120,11 +120,13 @@ async def fetch(database: str, query: str) -> list[tuple[Any, ...]]:
         await connection.close()
 
 
-async def stored(database: str) -> tuple[list[Any], list[Any]]:
-    return (
-        await fetch(database, "SELECT account, balance, ls_offset FROM balance ORDER BY 1"),
-        sorted(await fetch(database, "SELECT book, account, small, note, ls_offset FROM book")),
-    )
+async def stored(database: str, *tables: type[Table]) -> tuple[list[Any], ...]:
+    """The content of the tables, both unless some are named."""
+    queries = {
+        Balance: "SELECT account, balance, ls_offset FROM balance",
+        Book: "SELECT book, account, small, note, ls_offset FROM book",
+    }
+    return tuple([sorted(await fetch(database, queries[each])) for each in tables or queries])
 
 
 async def sink_of(database: str) -> Sink:
@@ -218,6 +220,36 @@ async def test_the_key_is_a_primary_key_and_another_one_is_refused(database: str
     with pytest.raises(ConfigError, match=r"primary key \(none\) where Balance has \(account\)"):
         await schema.create_table(connection, Balance)
     await connection.close()
+
+
+def totals(rows: np.ndarray, start: int, new: list[bool]) -> Piece:
+    """A piece that shows `rows` as balances, of which it takes some keys for new."""
+    batch = batch_of(rows, start)
+    shown = Balance.upsert(account=batch.account, balance=batch.amount)
+    encoded, count = encode([dataclasses.replace(shown, new=np.array(new))], batch, 1, 0)
+    stop = start + len(rows)
+    return Piece(0, start, stop, len(rows), {Balance: (encoded, count)}, [], bytes(16), [])
+
+
+async def test_rows_that_are_new_go_straight_and_those_that_are_not_after_all_do_no_harm(
+    database: str,
+) -> None:
+    rows = np.zeros(9, Posting.dtype())
+    rows["account"], rows["amount"] = [1, 2, 3, 1, 4, 4, 2, 9, 5], np.arange(9)
+    sink = await sink_of(database)
+    # The second piece replaces what the first one of the same step has newly written.
+    first, second = totals(rows[:3], 0, [True] * 3), totals(rows[3:5], 3, [False, True])
+    await sink.commit([join([first, second])])
+    assert (await stored(database, Balance))[0] == [(1, 3, 3), (2, 1, 1), (3, 2, 2), (4, 4, 4)]
+    # Somebody else has written 9 and 5: the step is taken for what it is.
+    await fetch(database, "INSERT INTO balance VALUES (9, 0, 0, 0, 0, 0), (5, 0, 0, 0, 0, 0)")
+    await sink.commit([totals(rows[5:8], 5, [False, False, True])])
+    await sink.commit([totals(rows[8:], 8, [True])])
+    assert (await stored(database, Balance))[0] == [
+        (1, 3, 3), (2, 6, 6), (3, 2, 2), (4, 5, 5), (5, 8, 8), (9, 7, 7),
+    ]  # fmt: skip
+    assert await fetch(database, "SELECT next_offset FROM ls_progress") == [(9,)]
+    await sink.close()
 
 
 @pytest.fixture

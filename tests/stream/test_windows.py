@@ -140,9 +140,12 @@ class Seen:
 
     def take(self, name: str, changes: Changes, first: int) -> None:
         assert (np.diff(changes.event) >= 0).all()
-        for row, final in zip(listed(changes, first), changes.final.tolist(), strict=True):
+        final_new = zip(changes.final.tolist(), changes.new.tolist(), strict=True)
+        for row, (final, fresh) in zip(listed(changes, first), final_new, strict=True):
             window = row[1:4]
-            assert final or (row[4] == 1 and not self.rows[name].get((*window, 1), (0,))[-1])
+            before = self.rows[name].get((*window, row[4]))
+            assert final or (row[4] == 1 and (before is None or not before[-1]))
+            assert fresh == (before is None)
             self.rows[name][(*window, row[4])] = (*row[5:], final)
             if final:
                 self.finals[name].append(row)
