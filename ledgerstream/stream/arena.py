@@ -25,7 +25,7 @@ from functools import partial
 import numpy as np
 
 from ledgerstream.stream.digest import digest_entry, seed_of, zero
-from ledgerstream.stream.kernels import I64, U64, kernel
+from ledgerstream.stream.kernels import AHEAD, I64, U64, kernel, prefetch
 from ledgerstream.stream.keyed import KeyRows
 
 _ENTRIES_MIN = 4_096
@@ -192,6 +192,18 @@ def _slide(
     first = sequence
     relinks = 0
     for i in range(len(row)):
+        if i + 2 * AHEAD < len(row):  # the row, then what its links point to, then what follows
+            prefetch(rows, row[i + 2 * AHEAD], 0)
+            prefetch(rows, row[i + 2 * AHEAD], links)
+        if i + AHEAD < len(row):
+            soon = rows[row[i + AHEAD]]
+            for p in range(links, len(soon)):
+                prefetch(entries, soon[p] - base, 0)
+        if i + AHEAD // 2 < len(row):
+            soon = rows[row[i + AHEAD // 2]]
+            for p in range(links + TAILS, len(soon)):
+                if soon[p] != 0:
+                    prefetch(entries, entries[soon[p] - base, NEXT] - base, 0)
         state = rows[row[i]]
         time = times[i]
         value = values[i]

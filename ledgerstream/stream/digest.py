@@ -11,7 +11,7 @@ import hashlib
 
 import numpy as np
 
-from ledgerstream.stream.kernels import I64, U64, kernel
+from ledgerstream.stream.kernels import AHEAD, I64, U64, kernel, prefetch
 
 _LANE_A = np.uint64(0x9E3779B97F4A7C15)
 _LANE_B = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -79,6 +79,8 @@ def digest_entry(acc: U64, seed: U64, key: int, time: int, value: int, add: bool
 def digest_rows(acc: U64, seed: U64, rows: I64, which: I64, content: int, add: bool) -> None:
     """Add or take rows[which], each by its first `content` words."""
     for i in range(len(which)):
+        if i + AHEAD < len(which):
+            prefetch(rows, which[i + AHEAD], 0)
         a = seed[0]
         b = seed[1]
         for c in range(content):

@@ -21,8 +21,12 @@ from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.extending
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
 from numba.core.registry import CPUDispatcher
+from numba.np import arrayobj
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
@@ -30,6 +34,8 @@ U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 BOOLS = NDArray[np.bool_]
 F = TypeVar("F", bound=Callable[..., Any])
+
+AHEAD = 8  # items of a loop: the memory that they will need is on its way to the cache
 
 _CONFIG: Any = numba.config
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
@@ -50,6 +56,35 @@ def kernel(function: F) -> F:
     finally:
         _CONFIG.CACHE_DIR = previous
     return cast(F, compiled)
+
+
+@numba.extending.intrinsic
+def _prefetch(_: Any, array: Any, row: Any, word: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        given = arrayobj.make_array(kind)(context, builder, args[0])  # type: ignore[no-untyped-call]
+        strides = cgutils.unpack_tuple(builder, given.strides, kind.ndim)  # type: ignore[no-untyped-call]
+        int32, int64, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+        at = builder.add(
+            builder.mul(args[1], strides[0]), builder.mul(args[2], strides[kind.ndim - 1])
+        )
+        place = builder.inttoptr(builder.add(builder.ptrtoint(given.data, int64), at), pointer)
+        load = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [pointer],
+            ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32]),
+        )
+        builder.call(load, [place, int32(0), int32(3), int32(1)])  # for reading, keep it, data
+        return context.get_dummy_value()
+
+    return numba.types.void(array, numba.types.int64, numba.types.int64), generate
+
+
+prefetch: Any = _prefetch
+"""Inside a kernel: `prefetch(rows, row, word)` begins to load that word of an int64 array into the
+cache and goes on at once. It changes nothing and reads nothing, so that any place will do; it is
+for loops over memory that lies far apart, some `AHEAD` items before they need it."""
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 from ledgerstream.errors import LedgerStreamError
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.digest import digest_rows, mix, seed_of, zero
-from ledgerstream.stream.kernels import BOOLS, I64, kernel
+from ledgerstream.stream.kernels import AHEAD, BOOLS, I64, kernel, prefetch
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _INDEX_SLOTS_MIN = 1_024
@@ -194,8 +194,8 @@ class KeyRows:
 
     def _take_undo(self, frame: Frame, old: np.ndarray, new: np.ndarray) -> None:
         """One act that brings back rows that were there and empties those that were not."""
-        saved = self.rows[old]
-        digest_rows(self.digest, self.seed, self.rows, old, self.content, False)
+        saved = _taken(self.rows, old)
+        digest_rows(self.digest, self.seed, saved, np.arange(len(old)), self.content, False)
         frame.touched += [old, new]
         frame.moved |= len(new) > 0
 
@@ -309,6 +309,18 @@ def _find(tags: I64, parts: I64, key_at: int, rows: I64, index: I64, out: I64) -
 
 
 @kernel
+def _taken(rows: I64, which: I64) -> I64:
+    """`rows[which]`, faster where the rows are far apart."""
+    out = np.empty((len(which), rows.shape[1]), np.int64)
+    for i in range(len(which)):
+        if i + AHEAD < len(which):
+            prefetch(rows, which[i + AHEAD], 0)
+        for c in range(rows.shape[1]):
+            out[i, c] = rows[which[i], c]
+    return out
+
+
+@kernel
 def _resolve(
     tags: I64,
     parts: I64,
@@ -331,6 +343,12 @@ def _resolve(
     slots = len(index) - 1
     words = parts.shape[1]
     for i in range(start, len(tags)):
+        if i + 2 * AHEAD < len(tags):
+            prefetch(index, slot_of(tags[i + 2 * AHEAD], slots), 0)
+        if i + AHEAD < len(tags):
+            soon = index[slot_of(tags[i + AHEAD], slots), 1] - 1
+            prefetch(rows, soon, 0)
+            prefetch(mark, soon, 0)
         tag = tags[i]
         slot = slot_of(tag, slots)
         while index[slot, 1] != 0 and (
