@@ -7,6 +7,7 @@ evicted, renamed or removed reads on undisturbed, and no lock is needed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -89,14 +90,17 @@ class Disk:
     # reads
 
     def read_cached(self, handle: Handle, position: int, size: int) -> bytearray:
-        """Up to `size` bytes without waiting for the disk. NotCached if none can be had so."""
+        """Up to `size` bytes without waiting for the disk. NotCached if none can be had so, which
+        is always where the file system does not know of it (tmpfs, NFS)."""
         file = handle.file
         if file is None:
             raise NotCached
         out = bytearray(size)
         try:
             got = os.preadv(file.fd, [out], position, os.RWF_NOWAIT)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
             raise NotCached from None
         if got < size:
             del out[got:]

@@ -237,8 +237,8 @@ class Partition:
             return Read(found)
         try:
             return self._read(self.host.disk.read_cached, offset, bytes_max, end)
-        except (NotCached, CorruptError):  # a short read looks like damage: the patient one tells
-            return None
+        except (NotCached, CorruptError, OSError):
+            return None  # a short read looks like damage: the patient one tells what it is
 
     def read_cold(self, offset: int, bytes_max: int, end: int) -> Read:
         """As `read`, waiting for the disk. CorruptError, OSError as the files have it."""

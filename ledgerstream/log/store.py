@@ -138,7 +138,10 @@ class Store:
             self._background.queue.put(None)
             background.join()
         if not self._writer.dead:
-            self._write_markers()
+            try:
+                self._write_markers()
+            except OSError as error:  # as on a full disk
+                log.warning("no marker of a clean stop: the next start scans", why=str(error))
         self._lock = None
 
     def _write_markers(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -83,3 +84,20 @@ def test_a_small_file_is_replaced_as_one_act(tmp_path: Path) -> None:
 def test_what_is_not_there_is_removed_without_complaint(tmp_path: Path) -> None:
     Disk().remove(str(tmp_path / "nothing"))
     assert Disk().size(str(tmp_path / "nothing")) == 0
+
+
+def test_where_no_read_can_be_had_at_once_the_patient_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tmpfs, NFS and others do not know the flag that asks for it."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    disk = Disk()
+    handle = handle_of(tmp_path, "a", b"content")
+    disk.open(handle)
+    with pytest.raises(NotCached):
+        disk.read_cached(handle, 0, 7)
+    assert disk.read(handle, 0, 7) == b"content"

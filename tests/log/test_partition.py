@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import tracemalloc
 from collections.abc import Callable
@@ -142,6 +143,19 @@ def test_the_loop_does_not_wait_for_the_disk(
         raise NotCached
 
     monkeypatch.setattr(running.store.disk, "read_cached", not_cached)
+    assert partition.read(0, 1_000, partition.high_watermark) is None
+    assert offsets_of(partition.read_cold(0, 1, partition.high_watermark).data)[0] == 0
+
+
+def test_a_read_that_fails_at_once_is_for_the_patient_reader_to_judge(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, partition = filled(open_store, NO_TAIL)
+
+    def fail(handle: Handle, position: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(running.store.disk, "read_cached", fail)
     assert partition.read(0, 1_000, partition.high_watermark) is None
     assert offsets_of(partition.read_cold(0, 1, partition.high_watermark).data)[0] == 0
 

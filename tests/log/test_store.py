@@ -249,6 +249,18 @@ def test_a_full_disk_stops_its_partition_until_there_is_room(
     assert read_all(open_store(MODES[mode]).partition(0)) == list(range(acknowledged + 3))
 
 
+@pytest.mark.parametrize("what", ["checkpoint", CLEAN_NAME])
+def test_a_stop_on_a_full_disk_is_clean_but_for_its_marker(open_store: Open, what: str) -> None:
+    disk = FailingDisk()
+    running = open_store(DIRECT, disk=disk)
+    log = running.create()
+    running.write(log, 20)
+    disk.plant("write", FULL, what)
+    running.close()
+    assert not (running.directory / CLEAN_NAME).exists()
+    assert read_all(open_store(DIRECT).partition()) == list(range(60))
+
+
 def test_a_write_error_that_is_not_about_room_needs_a_restart(open_store: Open) -> None:
     disk = FailingDisk()
     running = open_store(DIRECT, disk=disk)
