@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TELL_S = 0.1  # between two lines of progress
 LINE_BYTES_MAX = 16 * 1024 * 1024  # a line names each partition of a worker
+TOLD_TO_STOP = (0, 130, -signal.SIGTERM)  # the latter two while it had only begun to start
 CRASHED = 1  # exit code of an error that starting again may mend, as for one killed by a signal
 
 
@@ -98,10 +99,10 @@ class Fleet:
         life = 0
         while True:
             code = await self._live(number, life)
-            if code not in (0, CRASHED) and code > 0:
-                return code
-            if code == 0 or self._stopping.is_set():
-                return 0 if code == 0 else CRASHED
+            if self._stopping.is_set() and code in TOLD_TO_STOP:
+                return 0
+            if code in (0, *range(CRASHED + 1, 256)) or self._stopping.is_set():
+                return code if code >= 0 else CRASHED
             if self._told.get((number, life)) is not None:
                 deaths, pause = 0, pauses()  # it had got somewhere
             deaths, life = deaths + 1, life + 1
