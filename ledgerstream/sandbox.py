@@ -4,6 +4,7 @@
         ls.write("payments", frame)
         ls.run(LargeSpenders, until="end")
         ls.table(Alert)                          # a data frame
+        ls.verify(LargeSpenders)                 # computed again from the log, and compared
         ls.read("payments", last="1h")           # the log as a data frame
 
 Calls block; the asyncio loop runs in a thread of its own, so this works inside a notebook too.
@@ -35,6 +36,7 @@ from ledgerstream.stream.frames import table_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.tables import ORIGIN, Table
+from ledgerstream.stream.verify import Verified, verify
 from ledgerstream.stream.worker import Progress, Worker
 
 T = TypeVar("T")
@@ -114,6 +116,13 @@ class Local:
         except KeyboardInterrupt:
             self._loop.call_soon_threadsafe(worker.stop)
             return done.result()
+
+    def verify(self, processor: type[Processor], *, splits: int = 2, seed: int = 0) -> Verified:
+        """Compute what a processor has committed again, under random batches, and compare.
+
+        Raises NotReproduced with the first difference.
+        """
+        return self._call(verify(processor, self._client, self.database, splits=splits, seed=seed))
 
     def table(self, table: type[Table], *, origin: bool = False) -> pd.DataFrame:
         """A result table in the order of its events; `origin` adds the columns that say whence.

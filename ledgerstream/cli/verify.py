@@ -55,21 +55,6 @@ def verify(
                 return await verify(kind, client, url, splits=splits, seed=chosen, advance=advance)
 
     found = run_async(act())
-    show.note(sentence(found))
+    show.note(str(found))
     if as_json:
         print(json.dumps(asdict(found)))
-
-
-def sentence(found: Verified) -> str:
-    """`verified 1,466,282 payments in 3.1 s under 2 random splits: 12,309 rows and every …`"""
-    splits = show.count(found.splits, "random split")
-    late = [
-        f" {found.topic}-{number} from offset {first:,} on."
-        for number, first in found.first_offset.items()
-        if number in found.from_snapshot
-    ]
-    return (
-        f"verified {found.events:,} {found.topic} in {show.duration(found.seconds)} under {splits} "
-        f"(seed {found.seed}): {show.count(found.rows, 'row')} and every state digest equal."
-        + "".join(late)
-    )

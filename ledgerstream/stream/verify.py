@@ -65,6 +65,18 @@ class Verified:
     next_offset: dict[int, int] = field(default_factory=dict)
     from_snapshot: list[int] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        """`verified 1,466,282 payments in 3.1 s under 2 random splits (seed 7): 12,309 rows …`"""
+        late = [
+            f" {self.topic}-{number} from offset {self.first_offset[number]:,} on."
+            for number in self.from_snapshot
+        ]
+        return (
+            f"verified {self.events:,} {self.topic} in {self.seconds:.1f} s under {self.splits} "
+            f"random split{'' if self.splits == 1 else 's'} (seed {self.seed}): {self.rows:,} "
+            f"row{'' if self.rows == 1 else 's'} and every state digest equal.{''.join(late)}"
+        )
+
 
 async def verify(
     processor: type[Processor],

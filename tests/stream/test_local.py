@@ -56,10 +56,12 @@ def test_a_log_and_a_database_of_ones_own() -> None:
         progress = ls.run(LargeSpenders, until="end")
         assert progress.events == 4
         alerts = ls.table(LargeAlert)
+        verified = ls.verify(LargeSpenders)
         last = ls.read("purchases", last="13h")
         whole = ls.read("purchases")
         path = ls.path
     assert alerts["payment_id"].tolist() == [3, 4]
+    assert (verified.events, verified.rows) == (4, 2)
     assert alerts["spent"].tolist() == [eur("11000.00"), eur("11000.00")]
     assert alerts["at"].tolist() == list(times[2:])
     assert last["payment_id"].tolist() == [3, 4]
