@@ -8,5 +8,9 @@ Read in this order. What a user writes: `processor`, `tables`, `kernels`. The pu
 `pgcopy`, and `machine`, one partition's step. The edge: `source` (log to columns), `sink` (claims
 and the transaction of a step; `schema` has its tables, `faults` what can go wrong), `snapshot` and
 `restore`. What moves it: `worker`, then `streaming`, `committer`, `snapshotter` and `partitions`.
-Beside them: `postgres` and its `keeper`, `version`, `warm`.
+Beside them: `postgres` and its `keeper`, `version`, `warm`, and `single`, the `on_event` style.
+
+Those who try, prove and watch: `trial` (a data frame in, frames out), `verify` over `replay`,
+`pgread` and `compare`, `explain`; `watch` writes for `status` what a worker sees; `retry` brings
+dead letters back; `frames` is how results look in pandas.
 """
