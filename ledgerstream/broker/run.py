@@ -13,6 +13,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -58,7 +59,7 @@ async def run(settings: Settings, *, report: bool = False) -> None:
     address = settings.data_dir / ADDRESS_FILE
 
     def ready(node: Node) -> None:
-        address.write_text("{}:{}\n".format(*node.advertised))
+        address.write_text("{}:{} {}\n".format(*node.advertised, os.getpid()))
         if settings.metrics_port is not None:
             metrics.append(_metrics(node, settings.host, settings.metrics_port))
         if report:

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ledgerstream.errors import ConfigError
 
-ADDRESS_FILE = "address"  # in data_dir while a broker serves it: host:port, for other commands
+ADDRESS_FILE = "address"  # in data_dir while a broker serves it: host:port and its pid, for others
 
 
 class Settings(BaseSettings):

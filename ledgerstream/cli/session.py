@@ -11,6 +11,7 @@ import fcntl
 import logging
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -23,8 +24,9 @@ import uvloop
 
 from ledgerstream.cli.show import Advance
 from ledgerstream.client import EARLIEST, LATEST, Client
-from ledgerstream.errors import ConfigError, KafkaError, LedgerStreamError
+from ledgerstream.errors import ConfigError, DirectoryInUse, KafkaError, LedgerStreamError
 from ledgerstream.events import Event
+from ledgerstream.limits import LIMITS
 
 if TYPE_CHECKING:
     import asyncpg
@@ -66,17 +68,28 @@ async def log_address(log: str | None, directory: Path) -> AsyncIterator[str]:
     """Where the log answers: host:port."""
     if log is not None:
         yield log.removeprefix("kafka://")
-    elif served := _served_at(directory / "log"):
-        yield served
-    else:
-        from ledgerstream.broker.embedded import Broker
+        return
+    from ledgerstream.broker.embedded import Broker
 
-        async with await Broker.embedded(directory / "log") as broker:
-            yield broker.address
+    log_dir = directory / "log"
+    deadline = time.monotonic() + LIMITS.connect_ms_max / 1_000
+    while True:
+        if served := _served_at(log_dir):
+            yield served
+            return
+        try:
+            broker = await Broker.embedded(log_dir)
+            break
+        except DirectoryInUse:  # by another command, whose broker is just starting
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+    async with broker:
+        yield broker.address
 
 
 def _served_at(log_dir: Path) -> str | None:
-    """The address of the broker that has this directory, if one has."""
+    """The address of the broker that has this directory, if one has, and has said it."""
     from ledgerstream.broker.settings import ADDRESS_FILE
 
     try:
@@ -84,8 +97,9 @@ def _served_at(log_dir: Path) -> str | None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # somebody has it, and says where
-                return (log_dir / ADDRESS_FILE).read_text().strip()
-    except OSError:  # there is no log yet, or its broker is just starting
+                address, who = (log_dir / ADDRESS_FILE).read_text().split()
+                return address if lock.read().split() == [who.encode()] else None
+    except (OSError, ValueError):  # there is no log yet, or its broker is just starting
         pass
     return None
 
@@ -97,8 +111,8 @@ async def open_database(database: str | None, directory: Path) -> AsyncIterator[
 
     with database_url(database, directory) as url:
         try:
-            connection = await asyncpg.connect(url)
-        except (OSError, asyncpg.PostgresError) as error:
+            connection = await asyncpg.connect(url, timeout=LIMITS.postgres_wait_ms_max / 1_000)
+        except (OSError, ValueError, asyncpg.PostgresError) as error:
             raise LedgerStreamError(
                 f"Postgres does not answer at {_without_password(url)}: {error}.",
                 "Check --database; without it, an embedded Postgres is used.",

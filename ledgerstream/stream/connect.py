@@ -6,6 +6,7 @@ own timers: the server ends its statement, its wait for a lock, and its idle tra
 
 from __future__ import annotations
 
+import socket
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -39,6 +40,12 @@ async def connect(url: str, name: str) -> asyncpg.Connection:
         raise ConfigError(
             f"The URL of the database cannot be read: {error}.",
             "Write it as postgresql://user@host:5432/name.",
+        ) from error
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_NONAME:
+            raise classified(error) from error
+        raise ConfigError(
+            f"Postgres at {place(url)}: there is no such host.", "Correct the database's URL."
         ) from error
     except (OSError, TimeoutError) as error:
         why = str(error) or "no reply in time"
