@@ -287,9 +287,10 @@ def _unindex(index: I64, rows: I64, which: I64) -> None:
 
 
 @kernel
-def same_words(row: I64, key_at: int, part: I64) -> bool:
-    for c in range(len(part)):
-        if row[key_at + c] != part[c]:
+def same_words(rows: I64, row: int, key_at: int, parts: I64, part: int) -> bool:
+    """Whether row `row` has the key `part`."""
+    for c in range(parts.shape[1]):
+        if rows[row, key_at + c] != parts[part, c]:
             return False
     return True
 
@@ -302,7 +303,7 @@ def _find(tags: I64, parts: I64, key_at: int, rows: I64, index: I64, out: I64) -
         slot = slot_of(tags[i], slots)
         while index[slot, 1] != 0 and (
             index[slot, 0] != tags[i]
-            or (words > 0 and not same_words(rows[index[slot, 1] - 1], key_at, parts[i]))
+            or (words > 0 and not same_words(rows, index[slot, 1] - 1, key_at, parts, i))
         ):
             slot = (slot + 1) & slots
         out[i] = index[slot, 1] - 1
@@ -353,7 +354,7 @@ def _resolve(
         slot = slot_of(tag, slots)
         while index[slot, 1] != 0 and (
             index[slot, 0] != tag
-            or (words > 0 and not same_words(rows[index[slot, 1] - 1], key_at, parts[i]))
+            or (words > 0 and not same_words(rows, index[slot, 1] - 1, key_at, parts, i))
         ):
             slot = (slot + 1) & slots
         row = index[slot, 1] - 1

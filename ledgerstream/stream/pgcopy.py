@@ -258,7 +258,7 @@ def _last_of_each(keys: I64) -> BOOLS:
     last = np.zeros(len(keys), np.bool_)
     for row in range(len(keys) - 1, -1, -1):
         slot = slot_of(tags[row], slots - 1)
-        while index[slot] != 0 and not same_words(keys[index[slot] - 1], 0, keys[row]):
+        while index[slot] != 0 and not same_words(keys, index[slot] - 1, 0, keys, row):
             slot = (slot + 1) & (slots - 1)
         if index[slot] == 0:
             index[slot] = row + 1

@@ -160,21 +160,20 @@ def accumulate(
         watermark = greatest - delay
         while pair < len(events) and events[pair] == i:
             r = row[pair]
-            state = rows[r]
-            w = state[at - 1]
-            if state[at + EVENTS] == 0:
-                slot = ring_at[w] + ((state[at - 2] // every[w]) & (slots[w] - 1))
-                state[content] = rings[slot]
+            w = rows[r, at - 1]
+            if rows[r, at + EVENTS] == 0:
+                slot = ring_at[w] + ((rows[r, at - 2] // every[w]) & (slots[w] - 1))
+                rows[r, content] = rings[slot]
                 rings[slot] = r + 1
-                state[content + 2] = call
-            final = state[at - 2] + over[w] <= watermark
-            if final and state[at + EVENTS] > 0:
-                state[at + CORRECTIONS] += 1
-            if not _add(state, at, time, i, ops, values, columns, weights, places):
+                rows[r, content + 2] = call
+            final = rows[r, at - 2] + over[w] <= watermark
+            if final and rows[r, at + EVENTS] > 0:
+                rows[r, at + CORRECTIONS] += 1
+            if not _add(rows, r, at, time, i, ops, values, columns, weights, places):
                 return finals, finals, gone, greatest, OVERFLOW, i
-            state[content + 1] = pair
+            rows[r, content + 1] = pair
             if final:
-                out[finals, :content] = state[:content]
+                out[finals, :content] = rows[r, :content]
                 out_event[finals] = i
                 out_new[finals] = True
                 finals += 1
@@ -182,11 +181,11 @@ def accumulate(
     made = finals
     watermark = greatest - delay
     for p in range(len(events)):
-        state = rows[row[p]]
-        if state[content + 1] == p and state[at - 2] + over[state[at - 1]] > watermark:
-            out[made, :content] = state[:content]
+        r = row[p]
+        if rows[r, content + 1] == p and rows[r, at - 2] + over[rows[r, at - 1]] > watermark:
+            out[made, :content] = rows[r, :content]
             out_event[made] = events[p]
-            out_new[made] = state[content + 2] == call
+            out_new[made] = rows[r, content + 2] == call
             made += 1
     return finals, made, gone, greatest, OK, len(times)
 
@@ -204,7 +203,8 @@ def _next_moves(
 
 @kernel
 def _add(
-    state: I64,
+    rows: I64,
+    r: int,
     at: int,
     time: int,
     event: int,
@@ -215,14 +215,14 @@ def _add(
     places: I64,
 ) -> bool:
     """Take an event into a window's aggregates; False if one overflows."""
-    fresh = state[at + EVENTS] == 0
-    first = fresh or time < state[at + FIRST_TIME]
-    last = fresh or time >= state[at + LAST_TIME]
-    state[at + EVENTS] += 1
+    fresh = rows[r, at + EVENTS] == 0
+    first = fresh or time < rows[r, at + FIRST_TIME]
+    last = fresh or time >= rows[r, at + LAST_TIME]
+    rows[r, at + EVENTS] += 1
     if first:
-        state[at + FIRST_TIME] = time
+        rows[r, at + FIRST_TIME] = time
     if last:
-        state[at + LAST_TIME] = time
+        rows[r, at + LAST_TIME] = time
     for a in range(len(ops)):
         op = ops[a]
         if op == COUNT:
@@ -231,37 +231,37 @@ def _add(
         value = values[columns[a], event]
         if op == FIRST:
             if first:
-                state[place] = value
+                rows[r, place] = value
         elif op == LAST:
             if last:
-                state[place] = value
+                rows[r, place] = value
         elif op == MIN:
-            if fresh or value < state[place]:
-                state[place] = value
+            if fresh or value < rows[r, place]:
+                rows[r, place] = value
         elif op == MAX:
-            if fresh or value > state[place]:
-                state[place] = value
+            if fresh or value > rows[r, place]:
+                rows[r, place] = value
         elif op == SUM:
-            total = state[place] + value
-            if overflows(state[place], value, total):
+            total = rows[r, place] + value
+            if overflows(rows[r, place], value, total):
                 return False
-            state[place] = total
+            rows[r, place] = total
         else:
             weight = 1
             if op == WEIGHTED:
                 weight = values[weights[a], event]
-                total = state[place + 2] + weight
-                if overflows(state[place + 2], weight, total):
+                total = rows[r, place + 2] + weight
+                if overflows(rows[r, place + 2], weight, total):
                     return False
-                state[place + 2] = total
+                rows[r, place + 2] = total
             high, low = multiply(value, weight)
-            low_sum = np.uint64(state[place]) + low
+            low_sum = np.uint64(rows[r, place]) + low
             carry = 1 if low_sum < low else 0
-            high_sum = state[place + 1] + high + carry
-            if overflows(state[place + 1], high, high_sum):
+            high_sum = rows[r, place + 1] + high + carry
+            if overflows(rows[r, place + 1], high, high_sum):
                 return False
-            state[place] = np.int64(low_sum)
-            state[place + 1] = high_sum
+            rows[r, place] = np.int64(low_sum)
+            rows[r, place + 1] = high_sum
     return True
 
 
@@ -332,7 +332,11 @@ def quotient(low: np.uint64, high: int, weight: int) -> float:
     mantissa = _ZERO
     bits = 0
     exponent = 0
-    place = 127
+    place = 127 if top != _ZERO else 63
+    first = top if top != _ZERO else low
+    while first < _TOP:
+        first <<= _ONE
+        place -= 1
     while True:
         if place >= 0:
             word = top if place >= 64 else low
