@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import Mapped, mapped_column
 
 from ledgerstream.errors import ConfigError, StoppedPartition
 from ledgerstream.events import Event, Int16, Text, Timestamp
@@ -158,6 +158,40 @@ def test_the_event_whose_values_do_not_fit_is_refused_alone() -> None:
     state = found.state["accounts"].iloc[0]
     assert state["held"] == 58
     assert state["volume"] == int(np.delete(rows["price"], [10, 40]).sum())
+
+
+class Held(Table):
+    account: Mapped[int] = mapped_column(primary_key=True)
+    price: Mapped[EUR]
+    held: Mapped[int]
+
+
+class Holds(Processor):
+    """A row a key, and columns that are given in some rows only."""
+
+    source = Positions.source
+    accounts = Keyed(by="account", held=int)
+
+    def on_event(self, event: Any, state: Any) -> Row:
+        account = state.accounts[event.account]
+        account.held += 1
+        state.accounts[-99].held += 1  # of no event
+        if event.kind is Kind.BUY:
+            return Held.row(held=account.held, price=0)
+        return Held.row(held=account.held)
+
+
+def test_a_table_with_a_key_keeps_the_last_row_of_each() -> None:
+    rows = fills(200)
+    found = drive(Holds, rows, splits=[50, 51, 120])
+    last = {int(row["account"]): row for row in rows}
+    held = found.tables[Held].set_index("account")
+    assert sorted(held.index) == sorted(last)
+    for account, row in last.items():
+        assert held["held"][account] == (rows["account"] == account).sum()
+        assert held["price"][account] == (0 if row["kind"] == Kind.BUY else row["price"])
+    other = found.state["accounts"].set_index("account")
+    assert other["held"][-99] == 200
 
 
 class TooLarge(Processor):

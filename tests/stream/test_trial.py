@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ledgerstream.errors import ConfigError
 from ledgerstream.stream.batch import Batch
@@ -63,6 +65,40 @@ def test_splits_and_crashes_change_nothing() -> None:
         pd.testing.assert_frame_equal(found.tables[Spent], whole.tables[Spent])
         pd.testing.assert_frame_equal(found.tables[Large], whole.tables[Large])
     assert_splits_do_not_matter(Spending, rows, seed=3, rounds=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    events=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 2), st.integers(0, 9)), max_size=40
+    ),
+    cuts=st.lists(st.floats(0, 1), max_size=4),
+    crashes=st.lists(st.floats(0, 1), max_size=3),
+)
+def test_any_events_splits_and_crashes_give_what_plain_python_gives(
+    events: list[tuple[int, int, int]], cuts: list[float], crashes: list[float]
+) -> None:
+    rows = np.zeros(len(events), Payment.dtype())
+    hour = 3_600 * 10**9
+    late: dict[int, int] = {}
+    for at, (time, customer, amount) in enumerate(events):
+        # At most an hour behind its customer's newest: what is later is answered by what is kept.
+        late[customer] = max(late.get(customer, 0), time)
+        rows[at]["at"] = max(time, late[customer] - 1) * hour
+        rows[at]["customer"], rows[at]["amount"] = customer, amount
+    found = drive(
+        Spending,
+        rows,
+        splits=[int(each * len(rows)) for each in cuts],
+        crashes=[int(each * len(rows)) for each in crashes],
+    ).tables[Spent]
+
+    wanted = []
+    for at, row in enumerate(rows):
+        mine = [each for each in rows[: at + 1] if each["customer"] == row["customer"]]
+        day = [each for each in mine if row["at"] - DAY < each["at"] <= row["at"]]
+        wanted.append((sum(int(each["amount"]) for each in day), len(mine)))
+    assert list(zip(found["spent"], found["number"], strict=True)) == wanted
 
 
 def test_refused_events_are_named_and_the_others_counted() -> None:
