@@ -40,8 +40,10 @@ REAL = ROOT.parent / "shared" / "data" / "payments.csv.gz"
 def some_payments(count: int) -> np.ndarray:
     """The first payments of the real file, or generated ones where it is absent."""
     if not REAL.exists():
-        days = Simulation(customers=1_000, terminals=2_000).payments()
-        return np.concatenate(list(islice(days, 1 + count // 1_500)))[:count]
+        days = Simulation(customers=max(1_000, count // 200), terminals=2_000).payments()
+        rows = np.concatenate(list(islice(days, 1 + count // 1_500)))[:count]
+        assert len(rows) == count
+        return rows
     import pandas as pd
 
     frame = pd.read_csv(REAL, nrows=count)
