@@ -118,7 +118,7 @@ def test_each_version_covers_the_trades_that_had_arrived(generated: np.ndarray) 
     greatest = np.maximum.accumulate(rows["at"])
     # Version 1 covers what came before the event that closed it, a later one what came up to it.
     closing = greatest[finals["event"]] == rows["at"][finals["event"]]
-    checked = finals.sample(400, random_state=5)
+    checked = finals.sample(150, random_state=5)
     for row, closes in zip(checked.itertuples(), closing[finals.index.get_indexer(checked.index)],
                            strict=True):  # fmt: skip
         inside = frame[(frame["symbol"] == row.symbol) & (frame["at"] >= row.start)

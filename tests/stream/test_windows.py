@@ -209,7 +209,7 @@ def ticks(draw: st.DrawFn) -> np.ndarray:
 cuts = st.lists(st.integers(0, 50), max_size=12)
 chaos = st.lists(st.integers(0, 4), min_size=20, max_size=20)
 thorough = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
