@@ -122,6 +122,8 @@ class Keyed(Declaration):
 
     expire: forget keys that were not asked for over so much event time, measured by the greatest
             of the partition's events. A key lives for that time, and at most a sixteenth longer.
+            Where time enters another sixteenth, `process` is called anew, so it should be long
+            beside what a batch covers.
     """
 
     def __init__(self, *, by: str, expire: Duration | None = None, **columns: Any) -> None:
