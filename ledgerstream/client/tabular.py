@@ -7,7 +7,10 @@ digits as a decimal, never by way of a float, and a number that is not exact is 
 
 from __future__ import annotations
 
+import io
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from ledgerstream.money import MINOR_DIGITS
 
 PIECE_BYTES = 8 * 1024 * 1024  # of CSV text, inflated: about 150,000 payments
 PIECE_ROWS = 131_072  # of Parquet
+LINES_AT_FAULT_MAX = 1_000_000  # looked through for the one that is no event
+TEXT_MAX = 300  # of a file's own words in a message
 
 
 def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
@@ -40,8 +45,11 @@ def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
             yield _rows(piece, event), share
             rows_read += len(piece)
     except pa.ArrowInvalid as error:
+        where = f"after row {rows_read:,}"
+        if read_pieces is _read_csv and (line := _line_at_fault(path, event, rows_read)):
+            where = f"line {line:,}"
         raise DecodeError(
-            f"{path}, after row {rows_read:,}: {error}.",
+            f"{path}, {where}: {_clipped(str(error))}.",
             f"The values must fit the columns of {event.__name__}; "
             f"the {rows_read:,} rows before are not affected.",
         ) from error
@@ -52,21 +60,50 @@ def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
         ) from error
 
 
-def _read_csv(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, float]]:
+def _line_at_fault(path: Path, event: type[Event], rows_before: int) -> int | None:
+    """The first line that is no event, after so many that are: pyarrow names a block of them."""
+    with pa.OSFile(str(path)) as file, _inflated(path, file) as text:
+        lines = io.BufferedReader(text)
+        head = lines.readline()
+        there = ((n, line) for n, line in enumerate(lines, 2) if line.strip())
+        some = list(islice(there, rows_before, rows_before + LINES_AT_FAULT_MAX))
+
+    def fails(count: int) -> bool:
+        content = head + b"".join(line for _, line in some[:count])
+        try:
+            for piece in _open_csv(pa.BufferReader(content), event):
+                _rows(piece, event)
+        except pa.ArrowInvalid:
+            return True
+        return False
+
+    at = bisect_left(range(1, len(some) + 1), True, key=fails)
+    return some[at][0] if at < len(some) else None
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= TEXT_MAX else text[:TEXT_MAX] + " …"
+
+
+def _open_csv(text: Any, event: type[Event]) -> Any:
     types = {
         name: csv_type
         for column in event.columns().values()
         if (csv_type := _csv_type(column)) is not None
         for name in _names(event, column.name)
     }
+    return pyarrow.csv.open_csv(
+        text,
+        read_options=pyarrow.csv.ReadOptions(block_size=PIECE_BYTES),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+    )
+
+
+def _read_csv(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, float]]:
     size = path.stat().st_size
     with pa.OSFile(str(path)) as file:
         with _inflated(path, file) as text:
-            reader = pyarrow.csv.open_csv(
-                text,
-                read_options=pyarrow.csv.ReadOptions(block_size=PIECE_BYTES),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=types),
-            )
+            reader = _open_csv(text, event)
             _check_columns(reader.schema, event, path)  # also of a file without rows
             for piece in reader:
                 yield piece, file.tell() / size
@@ -111,13 +148,14 @@ def _names(event: type[Event], field: str) -> list[str]:
 
 
 def _check_columns(schema: pa.Schema, event: type[Event], path: Path) -> None:
+    there = schema.names
     for column in event.columns().values():
         names = _names(event, column.name)
-        if not column.optional and not any(name in schema.names for name in names):
+        if not column.optional and not any(name in there for name in names):
             raise ConfigError(
                 f"{path} has no column {' or '.join(map(repr, names))} "
                 f"for {event.__name__}.{column.name}.",
-                f"It has {', '.join(schema.names)}.",
+                f"It has {_clipped(', '.join(there))}.",
             )
 
 

@@ -142,3 +142,37 @@ def test_parquet_of_pandas_gives_the_same_rows(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "orders.parquet")
     assert frame["price"].dtype == np.float64  # 57.16 is taken by its digits
     assert rows_of(tmp_path / "orders.parquet").tobytes() == rows_of(path).tobytes()
+
+
+class Sale(Event):
+    sale: int
+    at: Timestamp
+    amount: EUR
+
+
+SALE = b"7,2026-01-01T00:00:00Z,1.20\n"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"7,2026-01-01T00:00:00Z,abc\n",
+        b"7,2026-01-01T00:00:00Z,1.234\n",
+        b"7,2026-01-01T00:00:00Z,\n",
+        b"7,yesterday,1.20\n",
+        b"7,2026-01-01T00:00:00Z\n",
+        b"7,2026-01-01T00:00:00Z,1,20\n",
+        b"\xe9,2026-01-01T00:00:00Z,1.20\n",
+        b"1," * 100_000 + b"\n",
+    ],
+    ids=["text", "digits", "empty", "time", "short", "long", "latin-1", "very long"],
+)
+def test_the_line_that_is_no_event_is_named(tmp_path: Path, suffix: str, bad: bytes) -> None:
+    """Counting the header, and lines without anything; a mark at the front and CRLF are fine."""
+    path = tmp_path / f"sales.{suffix}"
+    content = b"\xef\xbb\xbfsale,at,amount\r\n" + SALE * 700 + b"\n" + bad + SALE * 50
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(DecodeError, match=r"sales\.csv(\.gz)?, line 703: ") as refused:
+        list(read(path, Sale))
+    assert len(str(refused.value)) < 700
