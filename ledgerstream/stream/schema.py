@@ -150,7 +150,8 @@ ALTER TABLE ls_dead_letters
     ADD COLUMN IF NOT EXISTS retried_at timestamptz;
 CREATE OR REPLACE VIEW ls_lag AS
 SELECT p.processor, p.topic, p.partition, p.next_offset, w.log_end,
-       greatest(w.log_end - p.next_offset, 0) AS lag,
+       CASE WHEN w.log_end IS NOT NULL  -- greatest() would pass a null over
+            THEN greatest(w.log_end - p.next_offset, 0) END AS lag,
        to_timestamp(w.event_time / 1000000000.0) AS event_time, p.updated_at, w.seen_at,
        w.owner_epoch = p.owner_epoch AND EXISTS (
            SELECT FROM pg_stat_activity a

@@ -115,6 +115,8 @@ async def test_why_a_partition_stopped_is_kept_until_it_goes_on(database: str) -
 
     connection = await asyncpg.connect(database)
     assert "no more" in await connection.fetchval("SELECT why FROM ls_lag")
+    await connection.execute("UPDATE ls_watch SET log_end = NULL")
+    assert await connection.fetchval("SELECT lag FROM ls_lag") is None
     await connection.close()
     log.batches[0] = log.batches[0][:7]  # as if the event had never been
     log.ends[0] = 700
