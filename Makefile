@@ -37,7 +37,7 @@ test: $(VENV)/.dev peers  ## lint, types, all tests
 torture: $(VENV)/.dev peers  ## the long proofs: random kills, long fuzzing, every scenario
 	$(BIN)/pytest -m 'torture or not torture'
 
-bench: $(VENV)/.dev peers  ## every figure, side by side with its peer; writes build/bench.json
+bench: $(VENV)/.dev peers build/quix/.done  ## every figure, side by side with its peer; writes build/bench.json
 	$(BIN)/python -m bench
 
 peers: build/kafka/.done  ## Apache Kafka's jars into build/, where Java and Maven are present
@@ -47,6 +47,11 @@ build/kafka/.done: tests/peers/pom.xml
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
 	  mvn -q -B -f tests/peers/pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/build/kafka/libs && touch $@; \
 	else echo "no Java or Maven here: tests against Apache Kafka will skip and say so"; fi
+
+build/quix/.done: bench/quix-requirements.txt
+	$(PYTHON) -m venv build/quix
+	build/quix/bin/python -m pip install --quiet --disable-pip-version-check -r bench/quix-requirements.txt
+	@touch $@
 
 clean:  ## remove what was built
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -14,12 +14,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, columns, log, on_event, pipeline, runtime
+from bench import bars, columns, log, on_event, pipeline, quix, runtime
 from bench.rows import ROWS, Row
 from tests.peers import kafka
 
 OUT = Path(__file__).parents[1] / "build" / "bench.json"
-MODULES = (log, columns, pipeline, runtime, on_event, bars)  # importing them registers their rows
+MODULES = (
+    log,
+    columns,
+    pipeline,
+    quix,
+    runtime,
+    on_event,
+    bars,
+)  # importing them registers their rows
 
 
 def main() -> None:

@@ -170,7 +170,7 @@ class RowCodec:
             from ledgerstream.wire.jsonrows import JsonRows
 
             self._json = JsonRows(self.event)
-        values = [_content(body, span)[1] for span in spans]
+        values = _values(body, spans)
         rows, reasons = self._json.decode(values)
         good = np.array([reason is None for reason in reasons], bool)
         n, at = len(rows), out.filled
@@ -368,6 +368,15 @@ def _spans(header: Header, body: np.ndarray, start: int, stop: int) -> np.ndarra
     if found < 0:
         raise DecodeError(f"The batch at offset {header.base_offset:,} is malformed.")
     return spans[:found]
+
+
+def _values(body: np.ndarray, spans: np.ndarray) -> list[bytes | None]:
+    """The value of each record, None for a tombstone."""
+    data = body.tobytes()
+    starts, sizes = spans[:, 4].tolist(), spans[:, 5].tolist()
+    return [
+        data[at : at + size] if size >= 0 else None for at, size in zip(starts, sizes, strict=True)
+    ]
 
 
 def _content(body: np.ndarray, span: np.ndarray) -> tuple[bytes | None, bytes | None]:
