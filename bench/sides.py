@@ -53,6 +53,7 @@ def ours() -> Iterator[Side]:
             [sys.executable, "-m", "ledgerstream.broker.run", "--report", f"--data-dir={where}",
              "--port=0", "--auto-create-topics=false", "--log-format=json"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True,  # as Apache Kafka's: Linux shares the processors by session
         )  # fmt: skip
         assert process.stdout is not None
         try:
