@@ -166,6 +166,14 @@ class Column:
         choices = "".join(f"|{choice.name}={choice.value}" for choice in self.choices)
         return f"{self.name} {self.kind}{currency}{choices} {self.dtype.str}"
 
+    @property
+    def meaning(self) -> str:
+        """What stored values mean, apart from their width: `int`, `money:EUR`, `enum|A|B|`. With
+        the members of an enum only where their places are stored; further ones may follow."""
+        if self.kind == "enum" and self.dtype == np.int16:
+            return "enum|" + "".join(f"{choice.name}|" for choice in self.choices)
+        return f"{self.kind}:{self.currency}" if self.currency else self.kind
+
     def store(self, value: Any) -> Any:
         """A validated Python value as what the column holds."""
         if self.kind == "enum":

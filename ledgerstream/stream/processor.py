@@ -124,6 +124,12 @@ class Keyed(Declaration):
             of the partition's events. A key lives for that time, and at most a sixteenth longer.
             Where time enters another sixteenth, `process` is called anew, so it should be long
             beside what a batch covers.
+
+    The declaration may change while the processor is stopped, after `--finish` or another clean
+    stop, and what is stored is migrated at the next start: a column may be added at any place (it
+    is zero in the rows that are there), columns may change places, an integer may become wider
+    (Int32 → int), a text longer, and an `Enum` may get members at its end. Any other
+    change, such as a column that is gone or another key, stops the partitions with a sentence.
     """
 
     def __init__(self, *, by: str, expire: Duration | None = None, **columns: Any) -> None:
@@ -146,12 +152,13 @@ class Keyed(Declaration):
             sentence = str(error.args[0]).replace("Columns.", f"{where}: ")
             raise ConfigError(sentence, error.remedy) from error
         dtypes = tuple((c.name, c.dtype) for c in event.columns().values())
+        kinds = tuple(c.meaning for c in event.columns().values())
         if self.expire is None:
-            return KeyedSpec(key, dtypes)
+            return KeyedSpec(key, dtypes, kinds=kinds)
         expire_ns = duration_ns(self.expire)
         if expire_ns == 0:
             raise ConfigError(f"{where}: a key that expires at once is never kept.")
-        return KeyedSpec(key, dtypes, expire_ns, source.window_time(where))
+        return KeyedSpec(key, dtypes, expire_ns, source.window_time(where), kinds)
 
 
 class Sliding(Declaration):

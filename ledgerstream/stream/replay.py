@@ -5,7 +5,6 @@ Nothing is claimed, written or committed here; `restore` is what a worker does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ import numpy as np
 
 from ledgerstream.errors import ConfigError, LedgerStreamError
 from ledgerstream.stream.machine import Input, Machine
+from ledgerstream.stream.migration import migrated
 from ledgerstream.stream.processor import Processor
-from ledgerstream.stream.snapshot import declared, unpaged
+from ledgerstream.stream.snapshot import specs_of, unlike, unpaged
 from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log, lost_by_log
 from ledgerstream.stream.state import Dump
 
@@ -126,23 +126,35 @@ class Past:
         return machine
 
     async def _snapshot(self, at: Committed, below: int) -> tuple[int, dict[str, Dump]] | None:
-        """Offset and content of the newest snapshot of the state as it is declared now."""
+        """Offset and content, migrated where it must be, of the newest snapshot that can be that of
+        the state as it is declared now."""
         rows = await self.connection.fetch(
             """SELECT snapshot_id, state_offset, layout FROM ls_snapshots
                 WHERE processor = $1 AND topic = $2 AND partition = $3 AND topic_id = $4 AND valid
                   AND state_offset <= $5 ORDER BY state_offset DESC""",
             at.processor, at.topic, at.partition, at.topic_id, below,
         )  # fmt: skip
-        wanted = json.loads(json.dumps(declared(self.processor.states)))
+        wanted = self.processor.states
         for row in rows:
-            if json.loads(row["layout"])["states"] == wanted:
+            layout = row["layout"]
+            if not unlike(at.processor, wanted, layout):
                 pages = await self.connection.fetch(
                     "SELECT data FROM ls_snapshot_pages WHERE snapshot_id = $1 ORDER BY page",
                     row["snapshot_id"],
                 )
-                data = b"".join(page["data"] for page in pages)
-                return row["state_offset"], unpaged(row["layout"], data)
+                content = unpaged(layout, b"".join(page["data"] for page in pages))
+                return row["state_offset"], migrated(specs_of(wanted, layout), wanted, content)
         return None
+
+    async def migrated_at(self, partition: int) -> int | None:
+        """The offset of the newest migration of the state, or None."""
+        at = self.partitions[partition]
+        found: int | None = await self.connection.fetchval(
+            """SELECT max(next_offset) FROM ls_code_changes WHERE processor = $1 AND topic = $2
+                  AND partition = $3 AND first_offset = next_offset""",
+            at.processor, at.topic, partition,
+        )  # fmt: skip
+        return found
 
     async def inputs(self, partition: int, start: int, stop: int) -> AsyncIterator[Input]:
         """What stands in [start, stop), in steps, without the dead letters of this processor.

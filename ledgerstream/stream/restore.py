@@ -1,7 +1,8 @@
 """Bring a partition's state to where its offset stands: newest snapshot, then replay.
 
-The replay runs with outputs off, skips what is dead-lettered, and must end in the digest that was
-recorded with the offset; otherwise the partition stops.
+A snapshot of state that is declared otherwise now is migrated, if `migration` knows how. The replay
+runs with outputs off, skips what is dead-lettered, and must end in the digest that was recorded
+with the offset; otherwise the partition stops.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ledgerstream.errors import KafkaError, StoppedPartition
+from ledgerstream.stream import migration
 from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.sink import Claim, Sink, Source
@@ -22,6 +24,7 @@ from ledgerstream.stream.source import (
     Decoder,
     Log,
 )
+from ledgerstream.stream.state import State
 from ledgerstream.stream.threads import Compute, Endless
 
 
@@ -43,42 +46,59 @@ class Restorer:
     async def restore(self, claim: Claim) -> tuple[Machine, int]:
         """The machine at `claim.next_offset`, and the offset of the snapshot that it came from."""
         machine = Machine(self.processor, claim.partition, self.topic_number)
-        if not self.processor.states:
+        specs = self.processor.states
+        snapshot = await self.snapshots.newest(claim, specs)
+        if not specs:
             machine.position = claim.next_offset
             return machine, claim.next_offset
-        snapshot = await self.snapshots.newest(claim, self.processor.states)
         machine.position = claim.first_offset if snapshot is None else snapshot.state_offset
         begun_at = machine.position
+        recorded = claim.digest
+        migrated = snapshot is not None and migration.moves(snapshot.specs, specs)
         if snapshot is not None:
             await self.compute(self._load, machine, snapshot)
+            if migrated and begun_at == claim.next_offset and recorded == snapshot.digest:
+                recorded = machine.state.digest()  # that of the same state, as it is declared now
         changed = await self._check_code(claim, snapshot, begun_at)
         await self._replay(machine, claim)
         digest = machine.state.digest()
-        if not changed and claim.digest is not None and digest != claim.digest:
+        if not changed and recorded is not None and digest != recorded:
             raise self._stopped(
                 claim,
                 f"Replaying [{begun_at:,}, {claim.next_offset:,}) gives the state digest "
-                f"{digest.hex()}, and {claim.digest.hex()} was recorded: {self.processor.name} "
+                f"{digest.hex()}, and {recorded.hex()} was recorded: {self.processor.name} "
                 "does not depend on state and events alone, or the log or the database changed.",
                 "Look for clocks, chance and unordered sums in it; results up to here stand.",
             )
+        if migrated and (changed or begun_at == claim.next_offset):
+            await self.sink.record_migration(claim, begun_at)
+        if changed:
+            await self.sink.accept_code(claim, begun_at, digest)
         return machine, begun_at
 
     def _load(self, machine: Machine, snapshot: Snapshot) -> None:
-        machine.state.load(snapshot.content)
-        if machine.state.digest() != snapshot.digest:
+        """What was written is checked as it was written, and then migrated, if it must be."""
+        specs = self.processor.states
+        moves = migration.moves(snapshot.specs, specs)
+        stored = State(snapshot.specs) if moves else machine.state
+        stored.load(snapshot.content)
+        if stored.digest() != snapshot.digest:
             raise StoppedPartition(
                 f"{self.source.name}-{snapshot.partition} stopped: its snapshot at offset "
                 f"{snapshot.state_offset:,} does not hold what was written to it.",
                 "Restore the database, or delete the row from ls_snapshots to replay the log.",
             )
+        if moves:
+            machine.state.load(migration.migrated(snapshot.specs, specs, snapshot.content))
 
     async def _check_code(self, claim: Claim, snapshot: Snapshot | None, begun_at: int) -> bool:
-        """Whether a replay is due with code that did not compute the range, and is accepted."""
-        old = snapshot.code_version if snapshot is not None else claim.code_version
+        """Whether a replay is due with code that did not compute the range, and is accepted.
+
+        The range is what the last committed step's code computed: it began at the snapshot, or
+        replayed what was before it by consent.
+        """
         count = claim.next_offset - begun_at
-        versions = {old, claim.code_version} - {None}
-        if count == 0 or versions <= {self.code_version}:
+        if count == 0 or claim.code_version in (None, self.code_version):
             return False
         if not self.accept_new_code:
             since = (
@@ -91,7 +111,6 @@ class Restorer:
                 "Either run the old version once with --finish, or accept the new code over that "
                 "range with --accept-new-code (recorded).",
             )
-        await self.sink.accept_code(claim, begun_at)
         return True
 
     async def _replay(self, machine: Machine, claim: Claim) -> None:

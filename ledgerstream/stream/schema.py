@@ -78,8 +78,8 @@ CREATE TABLE IF NOT EXISTS ls_code_changes (
     processor text NOT NULL,
     topic text NOT NULL,
     partition integer NOT NULL,
-    first_offset bigint NOT NULL,     -- the range that was replayed with the new code
-    next_offset bigint NOT NULL,
+    first_offset bigint NOT NULL,     -- the range that was replayed with the new code; one without
+    next_offset bigint NOT NULL,      -- width: the state that stood there was migrated
     old_code_version text,
     new_code_version text NOT NULL,
     accepted_at timestamptz NOT NULL DEFAULT now()

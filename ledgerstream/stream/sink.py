@@ -286,16 +286,40 @@ class Sink:
         except (LedgerStreamError, asyncpg.PostgresError) as error:
             log.warning("audit not merged", processor=self.processor, error=str(error))
 
-    async def accept_code(self, claim: Claim, first_offset: int) -> None:
-        """Record that [first_offset, next_offset) was replayed with this code by consent."""
+    async def accept_code(self, claim: Claim, first_offset: int, digest: bytes) -> None:
+        """Record that [first_offset, next_offset) was replayed with this code by consent, and that
+        it led to `digest`. Nothing where another owner has the partition."""
+        assert self._source is not None
+        try:
+            await self.connection.execute(
+                """WITH mine AS (
+                       UPDATE ls_progress SET digest = $8, code_version = $7, updated_at = now()
+                        WHERE processor = $1 AND topic = $2 AND partition = $3 AND next_offset = $5
+                          AND owner_epoch = $9 AND owner = $10
+                       RETURNING 1)
+                   INSERT INTO ls_code_changes (processor, topic, partition, first_offset,
+                       next_offset, old_code_version, new_code_version)
+                   SELECT $1, $2, $3, $4, $5, $6, $7 FROM mine""",
+                self.processor, self._source.name, claim.partition, first_offset,
+                claim.next_offset, claim.code_version, self._code_version, digest,
+                claim.owner_epoch, self.owner,
+            )  # fmt: skip
+        except BaseException as error:
+            raise classified(error) from error
+
+    async def record_migration(self, claim: Claim, at: int) -> None:
+        """Record once that the state as it stood at that offset was migrated for this code."""
         assert self._source is not None
         try:
             await self.connection.execute(
                 """INSERT INTO ls_code_changes (processor, topic, partition, first_offset,
                        next_offset, old_code_version, new_code_version)
-                   VALUES ($1, $2, $3, $4, $5, $6, $7)""",
-                self.processor, self._source.name, claim.partition, first_offset,
-                claim.next_offset, claim.code_version, self._code_version,
+                   SELECT $1, $2, $3, $4::bigint, $4, $5, $6
+                    WHERE NOT EXISTS (
+                       SELECT FROM ls_code_changes WHERE processor = $1 AND topic = $2
+                          AND partition = $3 AND first_offset = $4 AND next_offset = $4)""",
+                self.processor, self._source.name, claim.partition, at, claim.code_version,
+                self._code_version,
             )  # fmt: skip
         except BaseException as error:
             raise classified(error) from error

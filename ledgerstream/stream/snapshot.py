@@ -9,40 +9,47 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import asyncpg
 import numpy as np
 
 from ledgerstream.errors import StoppedPartition
 from ledgerstream.limits import LIMITS
+from ledgerstream.stream import migration
 from ledgerstream.stream.connect import connect
 from ledgerstream.stream.faults import classified
 from ledgerstream.stream.sink import Claim, Source
 from ledgerstream.stream.state import Dump, Spec, State
 
 Specs = Mapping[str, Spec]
+FORMAT = 1  # of the arrays that states dump; another one is refused
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state's content at `state_offset`: arrays by state name, copies that nobody changes."""
+    """A state's content at `state_offset`: arrays by state name, copies that nobody changes.
+
+    specs: the declaration that the arrays follow, which may be an older one.
+    """
 
     partition: int
     state_offset: int
     digest: bytes
     code_version: str
+    specs: Specs
     content: Mapping[str, Dump]
 
 
 def freeze(
-    state: State, partition: int, state_offset: int, code_version: str
+    state: State, specs: Specs, partition: int, state_offset: int, code_version: str
 ) -> Callable[[], Snapshot]:
     """Copy a state as it stands, in the compute thread; what is returned arranges the copy as a
     snapshot, in any thread, while the stream goes on."""
     digest, content = state.digest(), state.freeze()
-    return lambda: Snapshot(partition, state_offset, digest, code_version, content())
+    return lambda: Snapshot(partition, state_offset, digest, code_version, specs, content())
 
 
 def layout_of(specs: Specs, content: Mapping[str, Dump]) -> str:
@@ -52,12 +59,29 @@ def layout_of(specs: Specs, content: Mapping[str, Dump]) -> str:
         for name, dump in content.items()
         for part, array in dump.items()
     ]
-    return json.dumps({"states": declared(specs), "arrays": arrays}, separators=(",", ":"))
+    layout = {"format": FORMAT, "states": declared(specs), "arrays": arrays}
+    return json.dumps(layout, separators=(",", ":"))
 
 
-def declared(specs: Specs) -> dict[str, list[object]]:
-    """The declarations as far as stored bytes depend on them."""
-    return {name: spec.stored() for name, spec in specs.items()}
+def declared(specs: Specs) -> migration.Layout:
+    """The declarations as far as stored bytes depend on them, as they come back from JSON."""
+    states = {name: spec.stored() for name, spec in specs.items()}
+    return cast(migration.Layout, json.loads(json.dumps(states)))
+
+
+def unlike(processor: str, specs: Specs, layout: str) -> list[str]:
+    """Sentences on what keeps a stored layout from being loaded, or migrated, into `specs`."""
+    stored = json.loads(layout)
+    if stored.get("format", 1) != FORMAT:
+        return [
+            f"It is of format {stored['format']}, and this version of ledgerstream has {FORMAT}."
+        ]
+    return migration.differences(processor, declared(specs), stored["states"])
+
+
+def specs_of(specs: Specs, layout: str) -> Specs:
+    """The declaration that stored arrays follow, where nothing is `unlike`."""
+    return migration.stored_specs(specs, json.loads(layout)["states"])
 
 
 def pages_of(content: Mapping[str, Dump], size: int) -> Iterator[bytes]:
@@ -103,7 +127,7 @@ class Snapshots:
     async def connect(cls, url: str, processor: str, source: Source) -> Snapshots:
         return cls(await connect(url, f"{processor} snapshots"), processor, source)
 
-    async def write(self, snapshot: Snapshot, owner_epoch: int, specs: Specs) -> uuid.UUID:
+    async def write(self, snapshot: Snapshot, owner_epoch: int) -> uuid.UUID:
         """Store the pages; the snapshot counts only once `validate` has said so."""
         snapshot_id = uuid.uuid4()
         size = sum(a.nbytes for dump in snapshot.content.values() for a in dump.values())
@@ -116,7 +140,7 @@ class Snapshots:
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)""",
                 snapshot_id, self._processor, self._source.name, snapshot.partition,
                 self._source.topic_id, snapshot.state_offset, owner_epoch, snapshot.digest,
-                snapshot.code_version, layout_of(specs, snapshot.content), pages,
+                snapshot.code_version, layout_of(snapshot.specs, snapshot.content), pages,
             )  # fmt: skip
             while some := list(islice(cut, LIMITS.snapshot_txn_pages)):
                 await self._connection.copy_records_to_table(
@@ -160,7 +184,8 @@ class Snapshots:
     async def newest(self, claim: Claim, specs: Specs) -> Snapshot | None:
         """The valid snapshot to start from, after sweeping what earlier owners left unfinished.
 
-        Raises StoppedPartition where the declared state is another than the stored one.
+        Its content is as stored, its `specs` with it. Raises StoppedPartition where the declared
+        state is another than the stored one, and no migration leads there.
         """
         try:
             async with self._connection.transaction():
@@ -184,16 +209,13 @@ class Snapshots:
                 )
         except BaseException as error:
             raise classified(error) from error
-        found = Snapshot(
-            claim.partition, row["state_offset"], row["digest"], row["code_version"], {}
-        )
         where = f"{self._source.name}-{claim.partition} stopped at offset {claim.next_offset:,}."
-        if json.loads(row["layout"])["states"] != json.loads(json.dumps(declared(specs))):
+        if found := unlike(self._processor, specs, row["layout"]):
             raise StoppedPartition(
                 f"{where}\n  {self._processor} declares other state than its snapshot at offset "
-                f"{row['state_offset']:,} holds.",
-                "Run it with the old declaration, or give the processor another name and let it "
-                "begin anew.",
+                f"{row['state_offset']:,} holds:\n    " + "\n    ".join(found),
+                "Either run it with the old declaration, or give the processor another name, and "
+                "it begins anew with the first event.",
             )
         data = b"".join(page["data"] for page in pages)
         if len(pages) != row["pages"]:
@@ -202,7 +224,10 @@ class Snapshots:
                 f"{len(pages)} of {row['pages']} are there.",
                 "Restore the database, or delete the row from ls_snapshots to replay the log.",
             )
-        return replace(found, content=unpaged(row["layout"], data))
+        return Snapshot(
+            claim.partition, row["state_offset"], row["digest"], row["code_version"],
+            specs_of(specs, row["layout"]), unpaged(row["layout"], data),
+        )  # fmt: skip
 
     async def close(self) -> None:
         try:

@@ -86,11 +86,13 @@ class Snapshotter:
         valid = False
         try:
             arrange = await self._compute(
-                lambda: freeze(machine.state, number, machine.position, self._code_version)
+                lambda: freeze(
+                    machine.state, self._specs, number, machine.position, self._code_version
+                )
             )
             frozen = await asyncio.to_thread(arrange)
             epoch = self._committer.sink.epochs[number]
-            snapshot_id = await self.snapshots.write(frozen, epoch, self._specs)
+            snapshot_id = await self.snapshots.write(frozen, epoch)
             spent = time.monotonic() - began
             while partition.committed < frozen.state_offset:
                 await self._moved.wait()

@@ -118,23 +118,48 @@ class Declaration:
 @dataclass(frozen=True)
 class KeyedSpec:
     """A checked `Keyed`: the key column and the state columns with their types; with `expire_ns`,
-    the time column by which keys expire."""
+    the time column by which keys expire.
+
+    kinds: what each column means, as `Column.meaning` says it.
+    """
 
     key: Key
     columns: tuple[tuple[str, np.dtype], ...]
     expire_ns: int = 0
     time: str = ""
+    kinds: tuple[str, ...] = ()
 
     @property
     def by(self) -> str:
         return self.key.name
+
+    @property
+    def row(self) -> np.dtype:
+        """A row, in whole words: word 0, then a text key in whole words, then when it was last
+        asked for, if keys expire, then the columns as they align."""
+        text = [("key text", np.dtype(f"S{8 * self.key.words}"))] if self.key.words else []
+        used = [("key quantum", np.dtype(np.int64))] if self.expire_ns else []
+        layout = [("key", np.dtype(np.int64)), *text, *used, *self.columns]
+        packed = np.dtype(layout, align=True)
+        assert packed.fields is not None
+        return np.dtype(
+            {
+                "names": [field for field, _ in layout],
+                "formats": [dtype for _, dtype in layout],
+                "offsets": [packed.fields[field][1] for field, _ in layout],
+                "itemsize": 8 * -(-packed.itemsize // 8),
+            }
+        )
 
     def open(self, name: str) -> KeyedState:
         return KeyedState(name, self)
 
     def stored(self) -> list[object]:
         """The declaration as far as stored bytes depend on it."""
-        columns = [[column, dtype.str] for column, dtype in self.columns]
+        columns = [
+            [column, dtype.str, kind]
+            for (column, dtype), kind in zip(self.columns, self.kinds, strict=True)
+        ]
         expire = [self.expire_ns, self.time] if self.expire_ns else []
         return ["keyed", *self.key.stored, columns, *expire]
 
@@ -204,21 +229,8 @@ class KeyedState:
     def __init__(self, name: str, spec: KeyedSpec) -> None:
         self._key = spec.key
         self._spec = spec
-        # Word 0, then a text key in whole words, then the columns as they align.
-        text = [("key text", np.dtype(f"S{8 * spec.key.words}"))] if spec.key.words else []
-        used = [("key quantum", np.dtype(np.int64))] if spec.expire_ns else []
-        layout = [("key", np.dtype(np.int64)), *text, *used, *spec.columns]
-        packed = np.dtype(layout, align=True)
-        words = -(-packed.itemsize // 8)
-        assert packed.fields is not None
-        self._dtype = np.dtype(
-            {
-                "names": [field for field, _ in layout],
-                "formats": [dtype for _, dtype in layout],
-                "offsets": [packed.fields[field][1] for field, _ in layout],
-                "itemsize": 8 * words,
-            }
-        )
+        self._dtype = spec.row
+        words = spec.row.itemsize // 8
         self._columns = frozenset(field for field, _ in spec.columns)
         self._rows = KeyRows(name, words, words, key_at=1, key_words=spec.key.words)
         self._quantum_ns = -(-spec.expire_ns // EXPIRE_QUANTA)

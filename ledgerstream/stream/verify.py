@@ -9,6 +9,10 @@ at the same time, each with batches, and restarts, of its own. What must come ou
 - the same digest from every machine, and, at the end, the digest of the whole content laid out
   anew, which shows a row that was changed without having been asked for.
 
+Where the state was migrated, what came before was computed with another declaration, and the new
+columns began as zero there: no recomputation from the first offset leads to what is stored. Such a
+partition is verified from its newest snapshot on, and the result says so.
+
 Postgres is read as of one moment, on connections that share a snapshot; nothing is written.
 """
 
@@ -23,7 +27,7 @@ from itertools import pairwise
 import asyncpg
 import numpy as np
 
-from ledgerstream.errors import NotReproduced
+from ledgerstream.errors import LedgerStreamError, NotReproduced
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.compare import first_difference, settled, stands
@@ -49,7 +53,8 @@ class Verified:
     """What was found equal, in [first_offset, next_offset) of each partition.
 
     from_snapshot: the partitions that were verified from a snapshot on, because retention has
-                   removed what came before.
+                   removed what came before, or the state was migrated.
+    migrated_at:   the offset at which a partition's state was migrated, where it was.
     """
 
     processor: str
@@ -64,17 +69,27 @@ class Verified:
     first_offset: dict[int, int] = field(default_factory=dict)
     next_offset: dict[int, int] = field(default_factory=dict)
     from_snapshot: list[int] = field(default_factory=list)
+    migrated_at: dict[int, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """`verified 1,466,282 payments in 3.1 s under 2 random splits (seed 7): 12,309 rows …`"""
         late = [
-            f" {self.topic}-{number} from offset {self.first_offset[number]:,} on."
+            f" {self.topic}-{number} from offset {self.first_offset[number]:,} on"
+            f"{self._why(number)}."
             for number in self.from_snapshot
         ]
         return (
             f"verified {self.events:,} {self.topic} in {self.seconds:.1f} s under {self.splits} "
             f"random split{'' if self.splits == 1 else 's'} (seed {self.seed}): {self.rows:,} "
             f"row{'' if self.rows == 1 else 's'} and every state digest equal.{''.join(late)}"
+        )
+
+    def _why(self, partition: int) -> str:
+        if partition not in self.migrated_at:
+            return ""
+        return (
+            f" (its state was migrated at {self.migrated_at[partition]:,}: what came before was "
+            "computed with another declaration, and is not compared)"
         )
 
 
@@ -137,7 +152,16 @@ class _Partition:
 
     async def run(self, tables: Iterable[type[Table]], tell: Callable[[Input], None]) -> None:
         at, done, past = self._at, self._done, self._past
-        machine = await past.machine(at.partition)
+        migrated_at = await past.migrated_at(at.partition)
+        machine = await past.machine(at.partition, None if migrated_at is None else at.next_offset)
+        if migrated_at is not None:
+            done.migrated_at[at.partition] = migrated_at
+            if machine.position < migrated_at:
+                raise LedgerStreamError(
+                    f"{at.topic}-{at.partition}: the state of {at.processor} was migrated at "
+                    f"offset {migrated_at:,}, and no snapshot from there on is left.",
+                    "Stop the processor cleanly, which takes one.",
+                )
         start, stop = machine.position, at.next_offset
         done.first_offset[at.partition], done.next_offset[at.partition] = start, stop
         if start > at.first_offset:
