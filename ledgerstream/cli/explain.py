@@ -58,6 +58,8 @@ def explain(
                     for row in rows:
                         told = await explain(past, model, row)
                         found.append((told, model, processor.source.event))
+                    for text in past.notes.values():
+                        show.note(text)
             return found
 
     found = run_async(look())

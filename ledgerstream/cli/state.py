@@ -75,6 +75,8 @@ def show_(
                     offsets[f"{kind.source.name}-{partition}"] = offset
                     for name in names:
                         found[name] = key_rows(machine.state, name, _key(kind, name, key))
+                for text in past.notes.values():
+                    show.note(text)
         return {"offset": offsets, "state": found}
 
     answer = run_async(look())

@@ -47,6 +47,8 @@ class Past:
     """A processor's past: its committed partitions and the log that they came from.
 
     Use `Past.open`. `connection` may be in a transaction that only reads.
+
+    notes: by partition, in what way a state that `machine` gave is not the one that stood there.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Past:
         self.partitions = partitions
         self.starts = starts  # where the log begins
         self.topic_partitions = decoder.partitions
+        self.notes: dict[int, str] = {}
         self._decoder = decoder
 
     @classmethod
@@ -122,6 +125,13 @@ class Past:
                 f"{at.topic}-{partition} begins at {self.starts[partition]:,} now: retention "
                 f"removed events from {machine.position:,} on, which would have to be replayed.",
                 "Keep the topic's events longer than a snapshot is old.",
+            )
+        migrated_at = await self.migrated_at(partition)
+        if migrated_at is not None and machine.position < migrated_at:
+            self.notes[partition] = (
+                f"the state of {at.topic}-{partition} is computed as if it had always been "
+                f"declared as it is now; it was migrated at offset {migrated_at:,}, and new "
+                "columns began as zero there"
             )
         return machine
 

@@ -8,6 +8,7 @@ import enum
 import json
 from typing import Any
 
+import asyncpg
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,8 +22,10 @@ from ledgerstream.money import EUR, USD
 from ledgerstream.stream import streaming
 from ledgerstream.stream import worker as worker_module
 from ledgerstream.stream.batch import Batch
+from ledgerstream.stream.explain import explain, find_rows, state_at
 from ledgerstream.stream.migration import differences, migrated, moves, stored_specs
 from ledgerstream.stream.processor import Keyed, Processor, Sliding, State, Topic
+from ledgerstream.stream.replay import Past
 from ledgerstream.stream.snapshot import declared, layout_of
 from ledgerstream.stream.state import Declaration, Spec
 from ledgerstream.stream.tables import Rows, Table
@@ -468,6 +471,25 @@ async def test_accepted_code_that_stops_before_an_event_goes_on(
         (digest, "New")
     ]
     await run(New, log, database)
+
+
+async def test_a_look_back_over_a_migration_says_what_it_shows(database: str) -> None:
+    rows = payments(2_000)
+    log = log_of(rows[:1_000])
+    await run(Old, log, database)
+    log.write(rows[1_000:])
+    await run(New, log, database)
+    connection = await asyncpg.connect(database)
+    try:
+        past = await Past.open(New, log, connection)
+        await state_at(past, 0, None)
+        assert past.notes == {}  # the snapshot in the new layout is what stands there
+        row = (await find_rows(connection, Sums, ["1500"]))[0]
+        assert (await explain(past, Sums, row)).row["payment_id"] == 1_500
+        assert "payments-0 is computed as if it had always been declared" in past.notes[0]
+        assert "migrated at offset 1,000" in past.notes[0]
+    finally:
+        await connection.close()
 
 
 @pytest.mark.parametrize(
