@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?=
+SIDE_BY_SIDE ?= -n 3 --dist loadfile  # the tests of a file stay together
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check torture bench peers clean
@@ -26,16 +27,16 @@ check: $(VENV)/.dev  ## lint, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow and not torture'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow and not torture'
 
 test: $(VENV)/.dev peers  ## lint, types, all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not torture'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not torture'
 
 torture: $(VENV)/.dev peers  ## the long proofs: random kills, long fuzzing, every scenario
-	$(BIN)/pytest -m 'torture or not torture'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'torture or not torture'
 
 bench: $(VENV)/.dev peers build/quix/.done  ## every figure, side by side with its peer; writes build/bench.json
 	$(BIN)/python -m bench
