@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ledgerstream.errors import ConfigError
+from ledgerstream.topicconfig import INT_MAX
 
 T = TypeVar("T")
 
@@ -60,7 +61,13 @@ Encoding = Annotated[
     str, typer.Option("--encoding", help="How events stand in the log: fixed or json.")
 ]
 Partitions = Annotated[
-    int, typer.Option("--partitions", min=1, help="Partitions of the topic, if it is made now.")
+    int,
+    typer.Option(
+        "--partitions",
+        min=1,
+        max=INT_MAX,
+        help="Partitions of the topic, if it is made now.",
+    ),
 ]
 
 DIRECTORY = Path("ledgerstream-data")

@@ -9,6 +9,7 @@ import typer
 
 from ledgerstream.cli import options, show
 from ledgerstream.cli.options import Directory, Json, Log
+from ledgerstream.topicconfig import INT_MAX
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +22,7 @@ Name = Annotated[str, typer.Argument(help="The topic's name.")]
 @app.command()
 def create(
     name: Name,
-    partitions: Annotated[int, typer.Option(min=1, help="How many partitions.")] = 1,
+    partitions: Annotated[int, typer.Option(min=1, max=INT_MAX, help="How many partitions.")] = 1,
     config: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A topic setting, under Kafka's name. Repeatable."),
