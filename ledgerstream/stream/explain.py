@@ -69,11 +69,14 @@ async def find_rows(
         raise ConfigError(f"{table.__name__} has {len(names)} columns, not {len(keys)}.")
     values = [_value(table, name, text) for name, text in zip(names, keys, strict=False)]
     where = " AND ".join(f'"{name}" = ${at + 1}' for at, name in enumerate(names[: len(keys)]))
-    found = await connection.fetch(
-        f"""SELECT * FROM "{table.relation().name}" WHERE {where}
-             ORDER BY ls_offset DESC, ls_n LIMIT 10""",
-        *values,
-    )
+    try:
+        found = await connection.fetch(
+            f"""SELECT * FROM "{table.relation().name}" WHERE {where}
+                 ORDER BY ls_offset DESC, ls_n LIMIT 10""",
+            *values,
+        )
+    except asyncpg.DataError as error:  # a number that no column holds
+        raise ConfigError(f"{' '.join(keys)!r} is no key of {table.__name__}: {error}.") from error
     return [dict(row) for row in found]
 
 

@@ -57,7 +57,8 @@ class Place:
         """`payments-0:88213`, as `dead-letters list` prints it. Raises LedgerStreamError."""
         name, _, offset = text.replace(",", "").rpartition(":")
         topic, _, partition = name.rpartition("-")
-        if not (topic and partition.isdigit() and offset.isdigit()):
+        numbers = partition.isdigit() and offset.isdigit()
+        if not (topic and numbers and int(partition) < 2**31 and int(offset) < 2**63):
             raise LedgerStreamError(
                 f"{text!r} names no dead letter.", "Write topic-partition:offset, as the list does."
             )

@@ -187,6 +187,8 @@ async def test_what_cannot_be_explained_is_a_sentence(database: str) -> None:
     assert await explained(database, log, "5000") == []
     with pytest.raises(ConfigError, match=r"'many' is no value of Spent\.payment_id"):
         await explained(database, log, "many")
+    with pytest.raises(ConfigError, match=f"'{2**63}' is no key of Spent"):
+        await explained(database, log, str(2**63))
     with pytest.raises(ConfigError, match="has 5 columns, not 6"):
         await explained(database, log, *"123456")
     connection = await asyncpg.connect(database)

@@ -178,7 +178,10 @@ async def test_what_another_processor_has_counted_is_refused(
     assert len(await retry(connection, client, even_if_counted=True)) == BAD - 1
 
 
-@pytest.mark.parametrize("text", ["payments", "payments-0", "payments-x:1", ":1", "-0:1"])
+@pytest.mark.parametrize(
+    "text",
+    ["payments", "payments-0", "payments-x:1", ":1", "-0:1", f"t-{2**31}:1", f"t-1:{2**63}"],
+)
 def test_what_names_no_place_is_a_sentence(text: str) -> None:
     with pytest.raises(LedgerStreamError, match="names no dead letter"):
         Place.parse(text)
