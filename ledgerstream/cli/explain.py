@@ -37,7 +37,7 @@ def explain(
 ) -> None:
     """Explain a result row: its event, step and rules, and the state of its keys just before.
 
-    Example: [bold]ledgerstream explain fraud_alert 88213[/bold]
+    Example: [bold]ledgerstream explain fraud_alert 88141[/bold]
 
     The state is replayed from the log up to the event, and the event is processed once more: what
     is shown is what the rules saw.
