@@ -17,7 +17,7 @@ from ledgerstream.client import Client
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.postgres import EmbeddedPostgres
-from ledgerstream.stream.sink import _chunks
+from ledgerstream.stream.sink import copy_chunks
 from ledgerstream.stream.worker import Worker
 from processors.fraud import Fraud
 from processors.payments import Payment, Simulation
@@ -94,6 +94,6 @@ async def _copy(database: asyncpg.Connection, encoded: list[dict]) -> float:
         async with database.transaction():
             for table, (parts, _) in copies.items():
                 await database.copy_to_table(
-                    table.relation().name, source=_chunks(parts), format="binary"
+                    table.relation().name, source=copy_chunks(parts), format="binary"
                 )
     return time.perf_counter() - started

@@ -436,7 +436,7 @@ class Sink:
     async def _copy_into(self, name: str, table: type[Table], parts: Sequence[bytes]) -> None:
         await self.connection.copy_to_table(
             name,
-            source=_chunks(parts),
+            source=copy_chunks(parts),
             columns=[column.name for column in table.relation().columns],
             format="binary",
         )
@@ -507,7 +507,8 @@ def _plain(text: str) -> str:
     return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
-async def _chunks(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+async def copy_chunks(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """The stream of a COPY: header, rows in pieces of bounded size, trailer."""
     yield HEADER
     for part in parts:
         view = memoryview(part)

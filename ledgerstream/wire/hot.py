@@ -12,6 +12,7 @@ from uuid import UUID
 
 from ledgerstream.errors import DecodeError, ProtocolError
 from ledgerstream.wire.batches import Buffer, read_unsigned_varint
+from ledgerstream.wire.messages import skip_tags
 
 FETCH_FLEXIBLE = 12
 FETCH_TOPIC_IDS = 13
@@ -128,13 +129,13 @@ def _read_produce(frame: Buffer, at: int, version: int) -> ProduceRequest:
                 records = frame[at : at + size]
                 at += size
             if flexible:
-                at = _skip_tags(frame, at) if frame[at] else at + 1
+                at = skip_tags(frame, at) if frame[at] else at + 1
             parts.append(ProducePart(index, records))
         if flexible:
-            at = _skip_tags(frame, at)
+            at = skip_tags(frame, at)
         topics.append(ProduceTopic(name, topic_id, parts))
     if flexible:
-        at = _skip_tags(frame, at)
+        at = skip_tags(frame, at)
     if at > end:
         raise DecodeError("it ends too early")
     return ProduceRequest(transactional_id, acks, timeout_ms, topics)
@@ -171,17 +172,6 @@ def _read_string(frame: Buffer, at: int, flexible: bool) -> tuple[str | None, in
     if at + size > len(frame):
         raise DecodeError("a string runs past the end")
     return bytes(frame[at : at + size]).decode(), at + size
-
-
-def _skip_tags(frame: Buffer, at: int) -> int:
-    count, at = read_unsigned_varint(frame, at)
-    for _ in range(count):
-        _, at = read_unsigned_varint(frame, at)
-        size, at = read_unsigned_varint(frame, at)
-        at += size
-        if at > len(frame):
-            raise DecodeError("tagged fields run past the end")
-    return at
 
 
 def varint(value: int) -> bytes:

@@ -83,20 +83,21 @@ def read_request_header(frame: Buffer, flexible: bool) -> RequestHeader:
     try:
         client_id = bytes(frame[_HEADER.size : at]).decode() if size >= 0 else None
         if flexible:
-            at = _skip_tags(frame, at)
+            at = skip_tags(frame, at)
     except BAD_BYTES as error:
         raise ProtocolError(f"A request's header is malformed: {error}") from error
     return RequestHeader(key, version, correlation_id, client_id, at)
 
 
-def _skip_tags(frame: Buffer, at: int) -> int:
+def skip_tags(frame: Buffer, at: int) -> int:
+    """The position behind the tagged fields at `at` (KIP-482), whatever they are."""
     count, at = read_unsigned_varint(frame, at)
     for _ in range(count):
         _, at = read_unsigned_varint(frame, at)
         size, at = read_unsigned_varint(frame, at)
         at += size
         if at > len(frame):
-            raise ProtocolError("A request ends inside its header's tagged fields.")
+            raise ProtocolError("A message ends inside its tagged fields.")
     return at
 
 
@@ -112,7 +113,7 @@ def read_response(api: int, version: int, frame: Buffer) -> Any:
     schema = response_type(api, version)
     at = _I32.size
     if schema.__header_schema__.__flexible__:
-        at = _skip_tags(frame, at)
+        at = skip_tags(frame, at)
     return _read(schema, frame, at)
 
 
