@@ -38,7 +38,7 @@ class Stopping:
 
 async def main(address: str, topic: str, database: str, where: str) -> None:
     stopping = Stopping(where)
-    commit, move, chunks = Sink.commit, Sink._move, sink._chunks
+    commit, move, chunks = Sink.commit, Sink._move, sink.copy_chunks
 
     async def slow_commit(self: Sink, pieces: Any) -> None:
         stopping.steps += 1
@@ -56,7 +56,7 @@ async def main(address: str, topic: str, database: str, where: str) -> None:
             yield chunk
             stopping.here("copy")
 
-    Sink.commit, Sink._move, sink._chunks = slow_commit, slow_move, slow_chunks  # type: ignore
+    Sink.commit, Sink._move, sink.copy_chunks = slow_commit, slow_move, slow_chunks  # type: ignore
     # the server, which goes on, gives it this long
     connect.LIMITS = dataclasses.replace(
         LIMITS, postgres_idle_ms_max=1_000, postgres_command_ms_max=2_000
