@@ -1,9 +1,10 @@
-"""The journal: one file that makes a round durable when many segments are dirty.
+"""The journal: one file that makes a round durable, however many segments are dirty.
 
-Two preallocated files take turns. A round's batches are written to the current one as a frame and
-synced once; the segments have them in the page cache and are synced behind the round's back. When
-a file is full the other one takes over, once every segment that it covers has been synced. A file
-is recycled, never emptied: frames carry its generation, so what an older one left is told apart.
+Two files take turns; each grows to its full size once and is overwritten from then on. A round's
+batches are written to the current one as a frame, past the page cache, and synced once; their
+segments are written and synced behind the round's back. When a file is full the other one takes
+over, once every segment that it covers has been synced. A file is recycled, never emptied: frames
+carry its generation, so what an older one left is told apart.
 
 A frame, padded to whole pages so that no synced page is ever written again:
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crc32c import crc32c
 
-from ledgerstream.log.disk import Disk, File
+from ledgerstream.log.disk import PAGE_BYTES, Disk, File
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.tail import Batch
 from ledgerstream.wire.batches import HEADER_BYTES, Buffer, crc_matches, parse_header
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 SUFFIX = ".journal"
 NAMES = ("a" + SUFFIX, "b" + SUFFIX)
 TAG = b"lsround\x01"
-PAGE_BYTES = 4096
 IDENTITY_BYTES = 20
 _HEAD = struct.Struct(">8sI")
 _HEAD_REST = struct.Struct(">QIQ")
@@ -42,6 +42,7 @@ _PLACE = struct.Struct(">qi")
 ROW_BYTES = IDENTITY_BYTES + _PLACE.size + 4
 FRAME_HEAD_BYTES = _HEAD.size + _HEAD_REST.size
 _PADDING = bytes(PAGE_BYTES)
+_ZEROS = bytes(1024 * 1024)  # a file grows by so many
 
 
 def frame_bytes(batches: int, size: int) -> int:
@@ -61,6 +62,7 @@ class JournalFile:
     generation: int
     file: File
     position: int = 0
+    size: int = 0
     covers: dict[Segment, Partition] = field(default_factory=dict)
 
 
@@ -82,18 +84,35 @@ class Journal:
     def turn(self) -> JournalFile | None:
         """Go on with the other file, which must be free; the one that was current until now.
 
-        OSError if there is no room for it, and nothing has changed.
+        OSError if it cannot be made, and nothing has changed.
         """
         full = self.current
         path = str(self._directory / NAMES[self._turns % len(NAMES)])
-        file = File(self._disk.open_fd(path, os.O_RDWR | os.O_CREAT))
-        if self._disk.size(path) < self._bytes_max:
-            self._disk.preallocate(file, self._bytes_max)
+        file = self._disk.open_direct(path)
+        size = self._disk.size(path) // PAGE_BYTES * PAGE_BYTES
+        if not size:
             self._disk.sync_directory(str(self._directory))
         self._turns += 1
         self._generation += 1
-        self.current = JournalFile(path, self._generation, file)
+        self.current = JournalFile(path, self._generation, file, size=size)
         return full
+
+    def grow(self, size: int) -> None:
+        """The current file has blocks for a frame of this size, each of them written before.
+
+        A frame then overwrites, which its sync takes for half of what a longer file costs (or one
+        whose blocks were allocated and never written). OSError if there is no room.
+        """
+        current = self.current
+        assert current is not None
+        while current.size < current.position + size:
+            self._disk.write(current.file, [_ZEROS], current.size)
+            current.size += len(_ZEROS)
+
+    @property
+    def direct(self) -> bool:
+        """Whether a frame is cheaper than a sync of the one segment that it is for."""
+        return self.current is None or self.current.file.direct
 
     def write(self, batches: Sequence[Batch]) -> None:
         """The round, durable. Any OSError is the end of the store."""

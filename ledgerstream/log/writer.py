@@ -178,7 +178,7 @@ class Writer:
             self._each(self._sync_fresh, runs, failed)
             batches = [batch for run in runs.values() for batch in run]
             size = frame_bytes(len(batches), sum([batch.size for batch in batches]))
-            if self._is_for_journal(len(runs), size) and self._makes_room(journal, size):
+            if self._is_for_journal(journal, len(runs), size) and self._makes_room(journal, size):
                 if not self._write_journal(journal, batches):
                     runs.clear()
                 return
@@ -186,12 +186,12 @@ class Writer:
         if journal is not None:
             self._each(self._sync, runs, failed)
 
-    def _is_for_journal(self, files: int, size: int) -> bool:
-        """Many syncs cost more than writing twice, unless there is much to write."""
+    def _is_for_journal(self, journal: Journal, files: int, size: int) -> bool:
+        """Syncs cost more than writing twice, unless there is much to write."""
         limits = self._limits
         if files > limits.round_direct_files_max:
             return size <= limits.journal_bytes
-        return files > 1 and size <= limits.round_journal_bytes
+        return (files > 1 or journal.direct) and size <= limits.round_journal_bytes
 
     def _each(
         self,
@@ -233,16 +233,17 @@ class Writer:
             segment.named = True
 
     def _makes_room(self, journal: Journal, size: int) -> bool:
-        """Whether the journal takes a frame of this size; on a full disk there may be none."""
-        if not journal.fits(size):
-            self._background.wait_until_released()
-            try:
+        """Whether the journal takes a frame of this size; on a full disk it may not."""
+        try:
+            if not journal.fits(size):
+                self._background.wait_until_released()
                 full = journal.turn()
-            except OSError as error:
-                log.warning("no room for a journal, every file is synced", why=str(error))
-                return False
-            if full is not None:
-                self._background.release(full)
+                if full is not None:
+                    self._background.release(full)
+            journal.grow(size)
+        except OSError as error:
+            log.warning("no room for a journal, every file is synced", why=str(error))
+            return False
         return True
 
     def _write_journal(self, journal: Journal, batches: list[Batch]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import uuid
@@ -166,7 +165,6 @@ class FailingDisk(Disk):
 
     def __init__(self) -> None:
         super().__init__()
-        self.room = True
         self.planted: list[tuple[str, OSError, str]] = []
         self.syncs: list[str] = []
         self.writes: list[tuple[str, int, int]] = []
@@ -186,11 +184,6 @@ class FailingDisk(Disk):
         self.syncs.append(self._path(file))
         self._fail("sync", file)
         super().sync(file)
-
-    def preallocate(self, file: File, size: int) -> None:
-        if not self.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        super().preallocate(file, size)
 
     def _fail(self, act: str, file: File) -> None:
         path = self._path(file)

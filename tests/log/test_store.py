@@ -370,7 +370,7 @@ def test_a_segment_that_cannot_be_synced_keeps_its_journal(open_store: Open) -> 
 
 def test_without_room_for_a_journal_every_file_is_synced(open_store: Open) -> None:
     disk = FailingDisk()
-    disk.room = False
+    disk.plant("write", FULL, ".journal")
     running = open_store(JOURNAL, disk=disk)
     logs = [running.create(index) for index in range(12)]
     for log in logs:
@@ -379,7 +379,7 @@ def test_without_room_for_a_journal_every_file_is_synced(open_store: Open) -> No
     assert not running.fatal
     assert running.store.stats.journal_rounds == 0
     assert {log.segments[0].log.path for log in logs} <= set(disk.syncs)
-    disk.room = True
+    disk.heal()
     for log in logs:
         running.append(log)
     running.settle()
@@ -639,7 +639,7 @@ def test_names_of_a_new_partition_are_synced_before_it_is_answered(
     monkeypatch.setattr(
         Disk, "sync_directory", lambda disk, path: (synced.append(path), real(disk, path))[1]
     )
-    running = open_store()
+    running = open_store(DIRECT)
     partition = running.create()
     running.drain()
     synced.clear()
