@@ -123,10 +123,12 @@ class Catalog:
         config: Mapping[str, str] | None = None,
         *,
         default_partitions: int = 1,
+        internal: bool = False,
     ) -> Decided:
+        """`internal`: the broker itself creates one of its own topics."""
         if bad := why_bad_name(name):
             return refuse(ErrorCode.invalid_topic_exception, bad)
-        if name in RESERVED_TOPICS:
+        if name in RESERVED_TOPICS and not internal:
             return refuse(
                 ErrorCode.invalid_request, f"Creation of internal topic {name} is prohibited."
             )
@@ -165,6 +167,8 @@ class Catalog:
                 ErrorCode.unknown_topic_or_partition,
                 "This server does not host this topic-partition.",
             )
+        if topic.name in RESERVED_TOPICS:
+            return refuse(ErrorCode.invalid_request, f"Topic {topic.name} is the broker's own.")
         return Decision((TopicDeleted(topic.topic_id),), Answer(ErrorCode.none, None, topic))
 
     def decide_add_partitions(self, name: str, partitions: int) -> Decided:
@@ -173,6 +177,8 @@ class Catalog:
             return refuse(
                 ErrorCode.unknown_topic_or_partition, f"The topic '{name}' does not exist."
             )
+        if name in RESERVED_TOPICS:  # keys would move to other partitions
+            return refuse(ErrorCode.invalid_request, f"Topic {name} is the broker's own.")
         if partitions <= topic.partitions:
             return refuse(
                 ErrorCode.invalid_partitions,

@@ -40,6 +40,9 @@ class Limits:
     replies_bytes_max: int = 512 * MIB  # replies that peers have not taken yet, all together
     cold_read_threads: int = 2
     topic_partitions_max: int = 10_000
+    coordinator_partitions: int = 50  # of each internal topic; never changed: keys hash to them
+    coordinator_segment_bytes: int = 100 * MIB  # Kafka's offsets.topic.segment.bytes
+    coordinator_load_wait_ms: int = 2_000  # a request waits so long for its coordinator to load
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
     shutdown_ms_max: int = 30_000
 

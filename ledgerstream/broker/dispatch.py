@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ledgerstream.broker import admin, apiversions, configs, fetch, metadata, offsets, produce
+from ledgerstream.broker import (
+    admin,
+    apiversions,
+    configs,
+    coordinators,
+    fetch,
+    metadata,
+    offsets,
+    produce,
+)
 from ledgerstream.broker.server import Connection, Exchange
 from ledgerstream.errors import ProtocolError
 from ledgerstream.wire import messages
@@ -31,6 +40,7 @@ HANDLERS: dict[Api, Handler] = {
     Api.FETCH: fetch.handle,
     Api.LIST_OFFSETS: offsets.list_offsets,
     Api.METADATA: metadata.handle,
+    Api.FIND_COORDINATOR: coordinators.find,
     Api.API_VERSIONS: apiversions.handle,
     Api.CREATE_TOPICS: admin.create_topics,
     Api.DELETE_TOPICS: admin.delete_topics,

@@ -73,15 +73,20 @@ class Host(Generic[R]):
 
 def replay_log(partition: Partition) -> Iterator[bytes]:
     """Each record's value from the log's start to its durable end. Blocking: for start-up."""
-    offset = partition.log_start_offset
-    while offset < partition.high_watermark:
-        read = partition.read_cold(offset, READ_BYTES, partition.high_watermark)
-        data = b"".join(read.data)
+    for data, at, _ in durable_batches(partition):
+        for record in batches.records(data, at):
+            if record.value is not None:
+                yield record.value
+
+
+def durable_batches(partition: Partition) -> Iterator[tuple[bytes, int, batches.Header]]:
+    """(buffer, position, header) of each batch from the log's start to its durable end. Blocks."""
+    offset, end = partition.log_start_offset, partition.high_watermark
+    while offset < end:
+        data = b"".join(partition.read_cold(offset, READ_BYTES, end).data)
         before = offset
         for at, header in batches.headers(data):
-            for record in batches.records(data, at):
-                if record.offset >= offset and record.value is not None:
-                    yield record.value
+            yield data, at, header
             offset = header.next_offset
         if offset == before:
             raise CorruptError(f"{partition.key} cannot be read at offset {offset:,}.")

@@ -23,6 +23,7 @@ from ledgerstream.broker.replica import Replicas
 from ledgerstream.broker.server import Server
 from ledgerstream.broker.sessions import Sessions
 from ledgerstream.broker.settings import Settings
+from ledgerstream.broker.shards import Shards
 from ledgerstream.catalog import Answer, Catalog, CatalogRecord
 from ledgerstream.errors import CorruptError, StorageError
 from ledgerstream.limits import LIMITS, Limits
@@ -68,6 +69,7 @@ class Node:
         self.store: Store
         self.catalog_host: Host[CatalogRecord]
         self.producer_ids: ProducerIds
+        self.coordinators: dict[str, Shards[Any, Any]] = {}  # by internal topic
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating: dict[str, asyncio.Task[Answer]] = {}
@@ -154,7 +156,9 @@ class Node:
             partition = self.store.create(key, config, self.now_ms())
         assert partition is not None
         partition.config = config
-        self.replicas.add(partition)
+        replica = self.replicas.add(partition)
+        if topic.name in self.coordinators:
+            self.coordinators[topic.name].follow(topic, replica)
         return partition
 
     def _follow_catalog(self, records: Sequence[CatalogRecord]) -> None:
@@ -225,7 +229,9 @@ class Node:
         config: Mapping[str, str] | None = None,
         *,
         validate_only: bool = False,
+        internal: bool = False,
     ) -> Answer:
+        """`internal`: one of the broker's own topics."""
         decision = self.catalog.decide_create(
             name,
             uuid.uuid4(),
@@ -233,6 +239,7 @@ class Node:
             replication,
             config,
             default_partitions=self.settings.default_partitions,
+            internal=internal,
         )
         if validate_only:
             return decision.reply

@@ -21,12 +21,13 @@ _NONE: dict[int, Replica] = {}  # of a topic that is not here
 class Replica:
     """One partition, what waits for its high watermark, and the fetches parked at its end."""
 
-    __slots__ = ("parked", "partition", "waiting")
+    __slots__ = ("parked", "partition", "waiting", "watcher")
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
         self.waiting: deque[tuple[int, Waiter]] = deque()  # by offset, ascending
         self.parked: set[Callable[[], None]] = set()
+        self.watcher: Callable[[], None] | None = None  # a coordinator over this partition
 
     def when_durable(self, offset: int, waiter: Waiter) -> None:
         """Call `waiter(True)` once all below `offset` is durable, `waiter(False)` if it failed."""
@@ -58,6 +59,8 @@ class Replica:
         while self.waiting and (failed or self.waiting[0][0] <= self.partition.high_watermark):
             _, waiter = self.waiting.popleft()
             waiter(not failed)
+        if self.watcher is not None:
+            self.watcher()
         if self.parked:
             for wake in tuple(self.parked):
                 wake()

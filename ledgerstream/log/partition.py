@@ -155,6 +155,14 @@ class Partition:
             return verdict
         return self._append(batch, header, now_ms)
 
+    def append_own(self, batch: Buffer, header: Header, now_ms: int) -> Appended | Refused:
+        """Place a batch that a coordinator of this broker wrote: it has no sequence to check."""
+        if self.failure is not None:
+            return Refused(ErrorCode.kafka_storage_error, self.failure)
+        if refused := self.producers.check_own(header):
+            return refused
+        return self._append(batch, header, now_ms)
+
     def _append(self, batch: Buffer, header: Header, now_ms: int) -> Appended | Refused:
         config, size = self.config, header.size
         if size > config.segment_bytes:

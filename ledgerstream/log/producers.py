@@ -84,14 +84,17 @@ class Producers:
                 return NEW
             return _repeat_of(producer, header) or _out_of_order(producer, header)
         if header.producer_epoch < producer.producer_epoch:
-            return Refused(
-                ErrorCode.invalid_producer_epoch,
-                f"Producer {header.producer_id} is at epoch {producer.producer_epoch}; "
-                f"epoch {header.producer_epoch} is over.",
-            )
+            return _fenced(producer, header)
         if header.base_sequence != 0:
             return _out_of_order(producer, header)
         return NEW
+
+    def check_own(self, header: Header) -> Refused | None:
+        """Why a batch that a coordinator writes in a producer's name may not be appended."""
+        producer = self._by_id.get(header.producer_id)
+        if producer is not None and header.producer_epoch < producer.producer_epoch:
+            return _fenced(producer, header)
+        return None
 
     def replay(self, header: Header, base_offset: int, timestamp: int) -> None:
         """A batch is in the log at `base_offset`. Whatever it says is taken: it was decided."""
@@ -147,6 +150,14 @@ def _repeat_of(producer: Producer, header: Header) -> Repeat | None:
         if (kept.first_sequence, kept.last_sequence) == (header.base_sequence, last_sequence):
             return Repeat(kept.base_offset, kept.last_offset, kept.timestamp)
     return None
+
+
+def _fenced(producer: Producer, header: Header) -> Refused:
+    return Refused(
+        ErrorCode.invalid_producer_epoch,
+        f"Producer {header.producer_id} is at epoch {producer.producer_epoch}; "
+        f"epoch {header.producer_epoch} is over.",
+    )
 
 
 def _out_of_order(producer: Producer, header: Header) -> Refused:

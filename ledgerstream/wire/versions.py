@@ -16,6 +16,7 @@ class Api(IntEnum):
     FETCH = 1
     LIST_OFFSETS = 2
     METADATA = 3
+    FIND_COORDINATOR = 10
     API_VERSIONS = 18
     CREATE_TOPICS = 19
     DELETE_TOPICS = 20
@@ -34,6 +35,7 @@ BROKER_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.FETCH: (4, 18),
     Api.LIST_OFFSETS: (1, 11),
     Api.METADATA: (0, 13),
+    Api.FIND_COORDINATOR: (0, 6),
     Api.API_VERSIONS: (0, 4),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
