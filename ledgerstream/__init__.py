@@ -28,6 +28,8 @@ _HOMES = {
     "Sum": "ledgerstream.stream.windows",
     "Tumbling": "ledgerstream.stream.windows",
     "WindowTable": "ledgerstream.stream.windows",
+    "ReportKind": "ledgerstream.stream.reports",
+    "Reports": "ledgerstream.stream.reports",
     "Sliding": "ledgerstream.stream.processor",
     "State": "ledgerstream.stream.processor",
     "Table": "ledgerstream.stream.tables",

@@ -2,7 +2,8 @@
 
 A bar shows from its first trade on and is replaced in place while it is open. It is final, as
 version 1, when the trades are two seconds past its end; a trade that comes later than that, by up
-to a minute, makes another version at once.
+to a minute, makes another version at once, and so does a report that corrects or cancels a trade.
+One for a trade that is in no bar any more becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.processor import Processor, State, Topic
+from ledgerstream.stream.reports import Reports
 from ledgerstream.stream.tables import Rows
 from ledgerstream.stream.windows import (
     Count,
@@ -50,6 +52,7 @@ class MarketData(Processor):
         over=("1s", "1min", "5min"),
         delay="2s",
         late="1min",
+        reports=Reports(id="trade_id", of="original", kind="kind", unknown="dead"),
         open=First("price"),
         high=Max("price"),
         low=Min("price"),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.events import Event, Text, Timestamp, parse_timestamp
+from ledgerstream.stream.reports import ReportKind
 
 PRICE_DIGITS, SIZE_DIGITS = 9, 8
 SECOND_NS = 1_000_000_000
@@ -36,7 +37,11 @@ class Side(enum.IntEnum):
 
 
 class Trade(Event):
-    """One trade. `at` is when it happened, which may be before trades that arrived earlier."""
+    """One report of a trade: a new one, or one that corrects or cancels what was reported.
+
+    at:        when the trade happened, which may be before trades that arrived earlier.
+    trade_id:  of this report; `original` is that of the report that first told of the trade.
+    """
 
     trade_id: int
     at: Timestamp
@@ -44,6 +49,8 @@ class Trade(Event):
     price: int
     size: int
     side: Side = Side.NONE
+    kind: ReportKind = ReportKind.NEW
+    original: int = 0
 
 
 _TRADE = Trade.dtype()
@@ -68,26 +75,32 @@ def _scaled(digits: str, scale: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """What is simulated: how many symbols, how busy, and how late some trades arrive.
+    """What is simulated: how many symbols, how busy, how late some trades arrive, and how many are
+    corrected or cancelled.
 
     Log prices are random walks in event time whose volatility clusters (its logarithm returns to
     its mean), on a grid of ticks; the buyer pays the tick above, the seller gets the one below.
-    Activity follows Zipf's law: the n-th symbol trades 1/n as often as the first.
+    Activity follows Zipf's law: the n-th symbol trades 1/n as often as the first. A correction
+    gives the right price, some ticks away, or the right size; one in eight the right time as well.
     """
 
     symbols: int = 100
-    trades_count: int = 1_000_000
+    trades_count: int = 1_000_000  # reports
     rate: float = 1_000.0  # trades a second of event time, over all symbols
     start: str = "2024-01-02T14:30:00Z"
     seed: int = 7
 
     late_share: float = 0.01
     late_ms_max: int = 5_000
+    corrected_share: float = 0.002
+    cancelled_share: float = 0.001
+    amended_ms_max: int = 30_000  # after the trade has arrived
     volatility: float = 2e-4  # of a log price in a second
     clustering: float = 0.95  # how much of its deviation the volatility keeps from piece to piece
 
     def trades(self) -> Iterator[NDArray]:
-        """Pieces of `Trade.dtype()` in the order of arrival; ids count from 0 in that of execution.
+        """Pieces of `Trade.dtype()` in the order of arrival. Ids count from 0, piece by piece: of
+        its trades in the order of execution, then of its corrections.
 
         The same market gives the same bytes.
         """
@@ -120,7 +133,11 @@ class _Floor:
         self.arrives = np.zeros(0, np.int64)
 
     def piece(self, count: int, last: bool) -> NDArray:
+        """What has arrived by the end of the next `count` reports."""
         rng, market = self.rng, self.market
+        amended = rng.binomial(count, market.corrected_share + market.cancelled_share)
+        amended = min(amended, count // 2)
+        count -= amended
         at = self.now + np.cumsum(rng.exponential(SECOND_NS / market.rate, count)).astype(np.int64)
         who = np.searchsorted(self.busy, rng.random(count), side="right")
         rows = np.zeros(count, _TRADE)
@@ -135,12 +152,34 @@ class _Floor:
 
         late = rng.random(count) < market.late_share
         arrives = at + late * rng.integers(0, market.late_ms_max * 1_000_000 + 1, count)
-        rows = np.concatenate([self.waiting, rows])
-        arrives = np.concatenate([self.arrives, arrives])
+        which, amendments = self._amendments(rows, self.tick[who], amended)
+        self.next_id += amended
+        after = rng.integers(0, market.amended_ms_max * 1_000_000 + 1, amended)
+        rows = np.concatenate([self.waiting, rows, amendments])
+        arrives = np.concatenate([self.arrives, arrives, arrives[which] + after])
         order = np.argsort(arrives, kind="stable")
         here = np.ones(len(rows), bool) if last else arrives[order] <= self.now
         self.waiting, self.arrives = rows[order[~here]], arrives[order[~here]]
         return rows[order[here]]
+
+    def _amendments(self, rows: NDArray, tick: NDArray, count: int) -> tuple[NDArray, NDArray]:
+        """Which of the trades are corrected or cancelled, each once, and the reports that do it."""
+        rng, market = self.rng, self.market
+        which = rng.choice(len(rows), count, replace=False)
+        made = rows[which]
+        made["original"] = made["trade_id"]
+        made["trade_id"] = np.arange(self.next_id, self.next_id + count)
+        share = market.corrected_share / max(market.corrected_share + market.cancelled_share, 1e-9)
+        corrects = rng.random(count) < share
+        made["kind"] = np.where(corrects, ReportKind.CORRECT, ReportKind.CANCEL)
+        priced = corrects & (rng.random(count) < 0.7)
+        off = rng.integers(1, 21, count) * rng.choice([-1, 1], count) * tick[which]
+        made["price"] = np.maximum(made["price"] + priced * off, tick[which])
+        sized = corrects & ~priced
+        made["size"][sized] = 100 * rng.geometric(0.3, sized.sum()) * 10**SIZE_DIGITS
+        moved = corrects & (rng.random(count) < 1 / 8)
+        made["at"] -= moved * rng.integers(0, SECOND_NS, count)
+        return which, made
 
     def _walk(self, at: NDArray, who: NDArray) -> NDArray:
         """The log price of each trade, symbol by symbol, by the time since its last one."""

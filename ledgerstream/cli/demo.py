@@ -218,7 +218,7 @@ class _Demo:
         _say(
             f"{progress.events:,} trades in {show.duration(seconds)} "
             f"({progress.events / seconds:,.0f}/s): {show.count(final, 'final bar')}, "
-            f"{late:,} versions for late trades, {moving:,} still open. For example:"
+            f"{late:,} versions for late and corrected trades, {moving:,} still open. For example:"
         )
         _say(f"• {_bar(sample)}")
 

@@ -62,7 +62,7 @@ def payments(
 def trades(
     topic: Annotated[str, typer.Option(help="The topic; made if it is not there.")] = "trades",
     rate: Rate = None,
-    count: Annotated[int, typer.Option(min=1, help="Trades.")] = 1_000_000,
+    count: Annotated[int, typer.Option(min=1, help="Trades and corrections.")] = 1_000_000,
     symbols: Annotated[int, typer.Option(min=1, max=26**4, help="Symbols.")] = 100,
     busy: Annotated[
         float, typer.Option(min=0.001, help="Trades a second of event time, over all symbols.")
@@ -73,7 +73,7 @@ def trades(
     log: Log = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
-    """Trades of a market, some of them late, keyed by symbol.
+    """Trades of a market, some of them late, corrected or cancelled, keyed by symbol.
 
     Example: [bold]ledgerstream generate trades --symbols 500 --rate 20000[/bold]
     """

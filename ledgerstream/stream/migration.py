@@ -24,8 +24,9 @@ _KINDS = {"keyed": "Keyed", "sliding": "Sliding", "windows": "Tumbling or Hoppin
 _FIELDS = {  # what follows the key in `Spec.stored`
     "keyed": ("columns", "expire", "time"),
     "sliding": ("time", "sum", "over", "delay", "late"),
-    "windows": ("time", "over", "every", "delay", "late", "columns"),
+    "windows": ("time", "over", "every", "delay", "late", "columns", "reports"),
 }
+_LISTED = {"keyed": 0, "sliding": 2, "windows": 1}  # which of them is the first list
 _LENGTHS = {"expire", "over", "every", "delay", "late"}
 _NOTHING = object()
 
@@ -104,9 +105,8 @@ def _read(stored: Sequence[Any]) -> _Declared:
     """The inverse of `Spec.stored`."""
     kind, *rest = stored
     names = _FIELDS[kind]
-    # A key is one or two texts; what follows it is of fixed length, or begins with a list.
-    first = next(n for n, each in enumerate(rest) if isinstance(each, list))
-    cut = first if kind == "keyed" else len(rest) - len(names)
+    # A key is one or two texts, and fields may be missing at the end.
+    cut = next(n for n, each in enumerate(rest) if isinstance(each, list)) - _LISTED[kind]
     return _Declared(kind, rest[:cut], dict(zip(names, rest[cut:], strict=False)))
 
 

@@ -20,8 +20,8 @@ from ledgerstream.stream.kernels import BOOLS, I64, kernel
 
 FIRST, LAST, MIN, MAX, SUM, COUNT, MEAN, WEIGHTED = range(8)
 CORRECTIONS, EVENTS, FIRST_TIME, LAST_TIME, AGGREGATES = range(5)  # words after the key
-LINKS = 3  # the last words of a row: the next on its list (row + 1), the last pair that used it,
-#            and the call that made it
+LINKS = 3  # words after a row's content: the next on its list (row + 1), the last pair that used
+#            it, and the call that made it
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -116,8 +116,9 @@ def accumulate(
     widths = len(over)
     close_at = np.empty(widths, np.int64)
     expire_at = np.empty(widths, np.int64)
+    next_move = 0
     if seen:
-        _next_moves(greatest - delay, late, over, every, close_at, expire_at)
+        next_move = next_moves(greatest - delay, late, over, every, close_at, expire_at)
     content = rows.shape[1] - LINKS
     finals = gone = pair = 0
     for i in range(len(times)):
@@ -125,38 +126,17 @@ def accumulate(
         if not seen:
             seen = True
             greatest = time
-            _next_moves(greatest - delay, late, over, every, close_at, expire_at)
+            next_move = next_moves(greatest - delay, late, over, every, close_at, expire_at)
         elif time > greatest:
             watermark = time - delay
-            moved = False
-            for w in range(widths):
-                if watermark >= close_at[w]:
-                    moved = True
-                    newest = greatest // every[w]
-                    upto = min((watermark - over[w]) // every[w], newest)
-                    for q in range((close_at[w] - over[w]) // every[w], upto + 1):
-                        r = rings[ring_at[w] + (q & (slots[w] - 1))] - 1
-                        while r >= 0:
-                            out[finals, :content] = rows[r, :content]
-                            out_event[finals] = i
-                            out_new[finals] = rows[r, content + 2] == call
-                            finals += 1
-                            r = rows[r, content] - 1
-                if watermark >= expire_at[w]:
-                    moved = True
-                    newest = greatest // every[w]
-                    upto = min((watermark - over[w] - late) // every[w], newest)
-                    for q in range((expire_at[w] - over[w] - late) // every[w], upto + 1):
-                        slot = ring_at[w] + (q & (slots[w] - 1))
-                        r = rings[slot] - 1
-                        while r >= 0:
-                            expired[gone] = r
-                            gone += 1
-                            r = rows[r, content] - 1
-                        rings[slot] = 0
+            if watermark >= next_move:
+                finals, gone = advance(
+                    watermark, greatest, i, rows, content, late, over, every, rings, ring_at,
+                    slots, close_at, expire_at, out, out_event, out_new, finals, expired, gone,
+                    call,
+                )  # fmt: skip
+                next_move = next_moves(watermark, late, over, every, close_at, expire_at)
             greatest = time
-            if moved:
-                _next_moves(watermark, late, over, every, close_at, expire_at)
         watermark = greatest - delay
         while pair < len(events) and events[pair] == i:
             r = row[pair]
@@ -169,7 +149,7 @@ def accumulate(
             final = rows[r, at - 2] + over[w] <= watermark
             if final and rows[r, at + EVENTS] > 0:
                 rows[r, at + CORRECTIONS] += 1
-            if not _add(rows, r, at, time, i, ops, values, columns, weights, places):
+            if not add(rows, r, at, time, i, ops, values, columns, weights, places):
                 return finals, finals, gone, greatest, OVERFLOW, i
             rows[r, content + 1] = pair
             if final:
@@ -191,18 +171,75 @@ def accumulate(
 
 
 @kernel
-def _next_moves(
+def advance(
+    watermark: int,
+    greatest: int,
+    event: int,
+    rows: I64,
+    content: int,
+    late: int,
+    over: I64,
+    every: I64,
+    rings: I64,
+    ring_at: I64,
+    slots: I64,
+    close_at: I64,
+    expire_at: I64,
+    out: I64,
+    out_event: I64,
+    out_new: BOOLS,
+    finals: int,
+    expired: I64,
+    gone: int,
+    call: int,
+) -> tuple[int, int]:
+    """The watermark moves, at an event: windows that it closes are copied to `out` from `finals`
+    on, and those whose time is over are listed in `expired` from `gone` on; both counts then.
+
+    greatest: the greatest time before this event's.
+    """
+    for w in range(len(over)):
+        newest = greatest // every[w]
+        if watermark >= close_at[w]:
+            upto = min((watermark - over[w]) // every[w], newest)
+            for q in range((close_at[w] - over[w]) // every[w], upto + 1):
+                r = rings[ring_at[w] + (q & (slots[w] - 1))] - 1
+                while r >= 0:
+                    out[finals, :content] = rows[r, :content]
+                    out_event[finals] = event
+                    out_new[finals] = rows[r, content + 2] == call
+                    finals += 1
+                    r = rows[r, content] - 1
+        if watermark >= expire_at[w]:
+            upto = min((watermark - over[w] - late) // every[w], newest)
+            for q in range((expire_at[w] - over[w] - late) // every[w], upto + 1):
+                slot = ring_at[w] + (q & (slots[w] - 1))
+                r = rings[slot] - 1
+                while r >= 0:
+                    expired[gone] = r
+                    gone += 1
+                    r = rows[r, content] - 1
+                rings[slot] = 0
+    return finals, gone
+
+
+@kernel
+def next_moves(
     watermark: int, late: int, over: I64, every: I64, close_at: I64, expire_at: I64
-) -> None:
-    """The watermarks at which the next window of each width closes, and the next expires."""
+) -> int:
+    """The watermarks at which the next window of each width closes, and the next expires; the first
+    of them all."""
+    first = np.iinfo(np.int64).max
     for w in range(len(over)):
         close_at[w] = ((watermark - over[w]) // every[w] + 1) * every[w] + over[w]
         end = over[w] + late
         expire_at[w] = ((watermark - end) // every[w] + 1) * every[w] + end
+        first = min(first, close_at[w], expire_at[w])
+    return first
 
 
 @kernel
-def _add(
+def add(
     rows: I64,
     r: int,
     at: int,
@@ -267,11 +304,17 @@ def _add(
 
 @kernel
 def relink(
-    rows: I64, which: I64, at: int, every: I64, rings: I64, ring_at: I64, slots: I64
+    rows: I64,
+    which: I64,
+    content: int,
+    at: int,
+    every: I64,
+    rings: I64,
+    ring_at: I64,
+    slots: I64,
 ) -> None:
     """Hang the rows `which` on their lists anew."""
     rings[:] = 0
-    content = rows.shape[1] - LINKS
     for i in range(len(which)):
         r = which[i]
         w = rows[r, at - 1]

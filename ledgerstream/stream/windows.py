@@ -41,6 +41,7 @@ from ledgerstream.stream.arena import OVERFLOW, TIME_LIMIT
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.durations import duration_ns
 from ledgerstream.stream.keyed import KeyRows
+from ledgerstream.stream.reports import Reports
 from ledgerstream.stream.state import BadEvents, Declaration, Dump, Key
 from ledgerstream.stream.tables import Rows, Table
 
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from ledgerstream.stream.processor import Topic
 
 Duration = str | dt.timedelta
-_OWN = ("event", "start", "width", "version", "final", "new", "dropped", "key", "columns")
+_OWN = ("event", "start", "width", "version", "final", "new", "dropped", "key", "columns",
+        "unmatched")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Hopping(Declaration):
     delay:    how far the watermark stays behind the greatest event time.
     late:     how long after a window's end a late event still corrects it.
     on_late:  "correct": a new version of the result; "drop": counted, and left out.
+    reports:  the events are reports, which later ones correct and cancel: `Reports`. Such a report
+              changes each window that it concerns as a late event does: one that is open in place,
+              one that is final by another version, as long as that window is kept; where it is
+              gone, that counts as dropped. A window that has lost all of its events stays, with
+              zeros (a mean is NaN). Events are kept until their last window goes.
     The rest are columns: names with what they keep, as in `high=Max("price")`.
     """
 
@@ -116,6 +123,7 @@ class Hopping(Declaration):
         delay: Duration = "0s",
         late: Duration = "1min",
         on_late: Literal["correct", "drop"] = "correct",
+        reports: Reports | None = None,
         **columns: Aggregate,
     ) -> None:
         self.by = by
@@ -124,6 +132,7 @@ class Hopping(Declaration):
         self.delay = delay
         self.late = late
         self.on_late = on_late
+        self.reports = reports
         self.columns = columns
 
     def resolve(self, where: str, source: Topic) -> WindowSpec:
@@ -161,7 +170,10 @@ class Hopping(Declaration):
         )
         if not columns:
             raise ConfigError(f"{where}: say what to keep, as in count=Count().")
-        return WindowSpec(source.kept_by(where, self.by), time, over, every, delay, late, columns)
+        if self.reports is not None:
+            self.reports.check(where, source)
+        key = source.kept_by(where, self.by)
+        return WindowSpec(key, time, over, every, delay, late, columns, self.reports)
 
     def _column(self, where: str, name: str, kept: Any, source: Topic) -> WindowColumn:
         if name in _OWN or name == self.by or name.startswith("_"):
@@ -195,11 +207,13 @@ class Tumbling(Hopping):
         delay: Duration = "0s",
         late: Duration = "1min",
         on_late: Literal["correct", "drop"] = "correct",
+        reports: Reports | None = None,
         **columns: Aggregate,
     ) -> None:
         super().__init__(
-            by=by, over=over, every=None, delay=delay, late=late, on_late=on_late, **columns
-        )
+            by=by, over=over, every=None, delay=delay, late=late, on_late=on_late,
+            reports=reports, **columns,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -227,13 +241,18 @@ class WindowSpec:
     delay_ns: int
     late_ns: int
     columns: tuple[WindowColumn, ...]
+    reports: Reports | None = None
 
     @property
     def by(self) -> str:
         return self.key.name
 
     def open(self, name: str) -> WindowState:
-        return WindowState(name, self)
+        if self.reports is None:
+            return WindowState(name, self)
+        from ledgerstream.stream.reported import ReportedWindows
+
+        return ReportedWindows(name, self, self.reports)
 
     def stored(self) -> list[object]:
         """The declaration as far as stored bytes depend on it."""
@@ -241,6 +260,7 @@ class WindowSpec:
         return [
             "windows", *self.key.stored, self.time, list(self.over_ns), list(self.every_ns),
             self.delay_ns, self.late_ns, kept,
+            *([] if self.reports is None else [self.reports.stored()]),
         ]  # fmt: skip
 
 
@@ -258,6 +278,7 @@ class Changes:
     new:      bool[n], whether no batch before has shown that version of the window.
     dropped:  int64[lengths of `over`], how often an event came too late for a window of that
               length, since the beginning.
+    unmatched: how often a report was left out that names nothing, since the beginning.
     The aggregates are attributes too, under their names.
     """
 
@@ -270,6 +291,7 @@ class Changes:
     dropped: np.ndarray
     by: str
     columns: Mapping[str, np.ndarray]
+    unmatched: int = 0
 
     def __len__(self) -> int:
         return len(self.event)
@@ -327,6 +349,9 @@ class WindowTable(Table):
 class WindowState:
     """Windows of one partition. Frames as in `KeyRows`."""
 
+    LINKS = kernels.LINKS
+    COUNTERS = 0  # words of the clock besides
+
     def __init__(self, name: str, spec: WindowSpec) -> None:
         self._spec = spec
         key_words = max(spec.key.words, 1)
@@ -336,9 +361,9 @@ class WindowState:
             places.append(words)
             words += column.words
         content = self._at + words
-        self._rows = KeyRows(name, content + kernels.LINKS, content, 1, key_words + 2)
+        self._rows = KeyRows(name, content + self.LINKS, content, 1, key_words + 2)
         # One row: 0 · whether there was an event · the greatest time · dropped, a width.
-        clock_words = 3 + len(spec.over_ns)
+        clock_words = 3 + len(spec.over_ns) + self.COUNTERS
         self._clock = KeyRows(f"{name} clock", clock_words, clock_words)
         self._over = np.array(spec.over_ns, np.int64)
         self._every = np.array(spec.every_ns, np.int64)
@@ -496,5 +521,6 @@ class WindowState:
     def _relink(self) -> None:
         live = self._rows.live_rows()
         kernels.relink(
-            self._rows.rows, live, self._at, self._every, self._rings, self._ring_at, self._slots
-        )
+            self._rows.rows, live, self._rows.content, self._at, self._every, self._rings,
+            self._ring_at, self._slots,
+        )  # fmt: skip

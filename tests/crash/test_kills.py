@@ -1,8 +1,9 @@
 """`kill -9` at random moments, of worker, broker and Postgres, and nothing is different.
 
-Payments are written while a worker scores them; one of the three is killed at a random moment,
+Payments are written while a worker scores them (trades, while it makes bars of them); one of the
+three is killed at a random moment,
 again and again: while it starts, restores, streams, commits or takes a snapshot. In the end the log
-holds each payment once, and rows, offset and state digest are those of a run that nobody disturbed.
+holds each event once, and rows, offset and state digest are those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +28,21 @@ from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.postgres import EmbeddedPostgres
+from ledgerstream.stream.processor import Topic
 from ledgerstream.stream.worker import Worker
-from processors.fraud import Fraud
-from processors.payments import Payment, Simulation
+from tests.crash.subjects import ROOT, SUBJECTS, Subject
 
 CHILD = Path(__file__).with_name("worker_child.py")
-ROOT = Path(__file__).parents[2]
-REAL = ROOT.parent / "shared" / "data" / "payments.csv.gz"
-
-
-def some_payments(count: int) -> np.ndarray:
-    """The first payments of the real file, or generated ones where it is absent."""
-    if not REAL.exists():
-        days = Simulation(customers=max(1_000, count // 200), terminals=2_000).payments()
-        rows = np.concatenate(list(islice(days, 1 + count // 1_500)))[:count]
-        assert len(rows) == count
-        return rows
-    import pandas as pd
-
-    frame = pd.read_csv(REAL, nrows=count)
-    rows = np.zeros(len(frame), Payment.dtype())
-    rows["payment_id"] = frame["tx_id"]
-    rows["at"] = pd.to_datetime(frame["event_time"]).astype("datetime64[ns, UTC]").astype("int64")
-    rows["customer"], rows["terminal"] = frame["customer_id"], frame["terminal_id"]
-    rows["amount"] = (frame["amount"] * 100).round().astype("int64")
-    rows["is_fraud"], rows["scenario"] = frame["is_fraud"], frame["fraud_scenario"]
-    return rows
+TORTURE = [pytest.mark.torture, pytest.mark.timeout(3_600)]
 
 
 class Victims:
     """The broker and the worker, started again after each kill."""
 
-    def __init__(self, directory: Path, server: EmbeddedPostgres, database: str, port: int) -> None:
+    def __init__(
+        self, subject: str, directory: Path, server: EmbeddedPostgres, database: str, port: int
+    ) -> None:
+        self.subject = subject
         self.directory = directory
         self.server = server
         self.database = database
@@ -73,7 +56,7 @@ class Victims:
 
     async def start_worker(self, until: str = "never") -> None:
         self.worker = await asyncio.create_subprocess_exec(
-            sys.executable, str(CHILD), self.broker.address, self.database, until,
+            sys.executable, str(CHILD), self.subject, self.broker.address, self.database, until,
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(Path.home())},
             stdout=asyncio.subprocess.PIPE,
@@ -116,22 +99,17 @@ class Victims:
         await self.start_worker()
 
 
-async def outcome(database: str) -> list[tuple[Any, ...]]:
-    """Counts and fingerprints of all results, and the state's digest."""
+async def outcome(database: str, subject: Subject) -> list[tuple[Any, ...]]:
+    """Counts and fingerprints of all results and dead letters, and the state's digest."""
     connection = await asyncpg.connect(database)
     try:
-        found: list[tuple[Any, ...]] = []
-        for table in ("scored_payment", "fraud_alert"):
-            rows = await connection.fetch(
-                f"""SELECT count(*), count(DISTINCT payment_id),
-                           sum(hashtextextended(t::text, 0)) FROM {table} t"""
-            )
-            found += [tuple(row) for row in rows]
+        found = [tuple(await connection.fetchrow(query)) for query in subject.queries]
         found += [
             tuple(row)
             for row in await connection.fetch("SELECT next_offset, digest FROM ls_progress")
         ]
-        found += [tuple(r) for r in await connection.fetch("SELECT count(*) FROM ls_dead_letters")]
+        dead = await connection.fetch('SELECT "offset", error FROM ls_dead_letters ORDER BY 1')
+        found += [tuple(row) for row in dead]
     finally:
         await connection.close()
     return found
@@ -161,28 +139,34 @@ def directory() -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kills", "count"),
+    ("name", "kills", "count"),
     [
-        (10, 100_000),
-        pytest.param(100, 600_000, marks=[pytest.mark.torture, pytest.mark.timeout(3_600)]),
+        ("payments", 10, 100_000),
+        ("trades", 4, 40_000),
+        ("purses", 4, 40_000),
+        pytest.param("payments", 100, 600_000, marks=TORTURE),
+        pytest.param("trades", 100, 600_000, marks=TORTURE),
+        pytest.param("purses", 100, 600_000, marks=TORTURE),
     ],
 )
-async def test_kills_change_nothing(directory: Path, kills: int, count: int) -> None:
+async def test_kills_change_nothing(directory: Path, name: str, kills: int, count: int) -> None:
+    subject = SUBJECTS[name]
+    source = subject.processor.source
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    rows = some_payments(count)
+    rows = subject.events(count)
     with EmbeddedPostgres.start(directory) as server:
         disturbed = await created(server, "disturbed")
-        victims = Victims(directory, server, disturbed, free_port())
+        victims = Victims(name, directory, server, disturbed, free_port())
         killed = dict.fromkeys(("broker", "postgres", "worker"), 0)
         await victims.start_broker()
         patient = dataclasses.replace(LIMITS, connect_ms_max=60_000)
         async with await Client.connect(victims.broker.address, limits=patient) as client:
-            await client.create_topic("payments", partitions=1)
+            await client.create_topic(source.name, partitions=1)
             await victims.start_worker()
             for part in np.array_split(rows, kills):
-                writing = asyncio.create_task(write(client, part))
+                writing = asyncio.create_task(write(client, source, part))
                 if chance.random() < 0.7:
                     await victims.wait_for_progress()
                     await asyncio.sleep(chance.uniform(0, 0.2))
@@ -197,21 +181,21 @@ async def test_kills_change_nothing(directory: Path, kills: int, count: int) -> 
             await victims.start_worker("end")
             assert await victims.worker.wait() == 0, victims.words()
 
-            found = await client.read("payments", Payment, key="customer")
+            found = await client.read(source.name, source.event, key=source.key)
             np.testing.assert_array_equal(found[0].rows, rows)
             undisturbed = await created(server, "undisturbed")
-            await Worker(Fraud, client, undisturbed, until="end").run()
+            await Worker(subject.processor, client, undisturbed, until="end").run()
         await victims.broker.stop()
         victims.said.close()
         print(f"{await claims(disturbed)} claims, killed {killed}")
-        expected = await outcome(undisturbed)
-        assert expected[0][:2] == (count, count)
-        assert await outcome(disturbed) == expected
+        expected = await outcome(undisturbed, subject)
+        assert all(each[0] for each in expected[: len(subject.queries)])
+        assert await outcome(disturbed, subject) == expected
 
 
-async def write(client: Client, rows: np.ndarray) -> None:
+async def write(client: Client, source: Topic, rows: np.ndarray) -> None:
     for part in np.array_split(rows, 20):
-        await client.write("payments", part, event=Payment, key="customer")
+        await client.write(source.name, part, event=source.event, key=source.key)
 
 
 async def created(server: EmbeddedPostgres, name: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.events import parse_timestamp
+from ledgerstream.stream.reports import ReportKind
 from processors.trades import Market, Side, Trade, price, size
 
 MARKET = Market(symbols=50, trades_count=120_000, rate=500.0)
@@ -26,11 +27,30 @@ def test_the_same_seed_gives_the_same_bytes(trades: np.ndarray) -> None:
 def test_each_trade_happens_once_and_arrives_within_bounds(trades: np.ndarray) -> None:
     assert trades.dtype == Trade.dtype()
     assert sorted(trades["trade_id"].tolist()) == list(range(len(trades)))
-    by_id = trades[np.argsort(trades["trade_id"])]
+    new = trades[trades["kind"] == ReportKind.NEW]
+    by_id = new[np.argsort(new["trade_id"])]
     assert (np.diff(by_id["at"]) >= 0).all()
-    behind = np.maximum.accumulate(trades["at"]) - trades["at"]
+    behind = np.maximum.accumulate(new["at"]) - new["at"]
     assert behind.max() <= MARKET.late_ms_max * 1_000_000
     assert (behind > 0).mean() == pytest.approx(MARKET.late_share, rel=0.15)
+
+
+def test_some_trades_are_corrected_and_some_cancelled_each_once_and_later(
+    trades: np.ndarray,
+) -> None:
+    shares = [(trades["kind"] == kind).mean() for kind in (ReportKind.CORRECT, ReportKind.CANCEL)]
+    assert shares == pytest.approx([MARKET.corrected_share, MARKET.cancelled_share], rel=0.25)
+    place = np.argsort(trades["trade_id"])
+    amends = np.flatnonzero(trades["kind"] != ReportKind.NEW)
+    first = place[trades["original"][amends]]
+    assert len(np.unique(first)) == len(first)
+    assert (trades["kind"][first] == ReportKind.NEW).all() and (first < amends).all()
+    one, other = trades[first], trades[amends]
+    assert (one["symbol"] == other["symbol"]).all()
+    changed = np.any([one[name] != other[name] for name in ("at", "price", "size")], axis=0)
+    cancels = other["kind"] == ReportKind.CANCEL
+    assert changed[~cancels].mean() > 0.85 and not changed[cancels].any()
+    assert (other["at"] != one["at"]).sum() > 10
 
 
 def test_rate_and_activity_are_as_asked(trades: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from ledgerstream.stream.explain import explain, find_rows, state_at
 from ledgerstream.stream.migration import differences, migrated, moves, stored_specs
 from ledgerstream.stream.processor import Keyed, Processor, Sliding, State, Topic
 from ledgerstream.stream.replay import Past
+from ledgerstream.stream.reports import ReportKind, Reports
 from ledgerstream.stream.snapshot import declared, layout_of
 from ledgerstream.stream.state import Declaration, Spec
 from ledgerstream.stream.tables import Rows, Table
@@ -60,9 +61,11 @@ class Order(Event):
     amount: EUR
     country: Text[2]  # type: ignore[valid-type]
     name: Text[9]  # type: ignore[valid-type]
+    kind: ReportKind = ReportKind.NEW
 
 
 SOURCE = Topic("orders", Order, key="account")
+REPORTS = Reports(id="account", of="other", kind="kind")
 
 
 def resolved(**states: Declaration) -> dict[str, Spec]:
@@ -244,6 +247,12 @@ BARS = {"over": "1min", "low": Count(), "high": Max("amount")}
             resolved(bars=Tumbling(by="account", over="1min", high=Max("amount"), low=Count())),
             ["Balances.bars: columns are declared in the order high, low, and stored in the order "
              "low, high."],
+        ),
+        (
+            resolved(bars=Tumbling(by="country", **BARS)),
+            resolved(bars=Tumbling(by="country", reports=REPORTS, **BARS)),
+            ["Balances.bars: 'reports' is declared as ['account', 'other', 'kind', 'count'], and "
+             "stored as none."],
         ),
     ],
 )  # fmt: skip
