@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
-import asyncpg
 import numpy as np
 import pandas as pd
 
@@ -31,6 +30,7 @@ from ledgerstream.client import LATEST, Client
 from ledgerstream.errors import ConfigError, KafkaError
 from ledgerstream.events import Event
 from ledgerstream.stream import schema
+from ledgerstream.stream.connect import connect
 from ledgerstream.stream.durations import duration_ns
 from ledgerstream.stream.frames import table_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
@@ -177,7 +177,7 @@ class Local:
 
     async def _table(self, table: type[Table], origin: bool) -> pd.DataFrame:
         names = [*table.result_columns(), *(ORIGIN if origin else ())]
-        connection = await asyncpg.connect(self.database)
+        connection = await connect(self.database, "sandbox", patient=True)
         try:
             await schema.create(connection)
             await schema.create_table(connection, table)

@@ -126,9 +126,8 @@ class _Demo:
         )
 
     async def score(self, client: Client, database: str) -> dict[str, tuple[int, str]]:
-        import asyncpg
-
         from ledgerstream.cli.live import live
+        from ledgerstream.stream.connect import connect
         from ledgerstream.stream.warm import warm
         from ledgerstream.stream.worker import Worker
         from processors.fraud import Fraud
@@ -145,7 +144,7 @@ class _Demo:
             f"({progress.events / seconds:,.0f}/s), rows and offsets together in "
             f"{show.count(progress.commits, 'commit')}"
         )
-        connection = await asyncpg.connect(database)
+        connection = await connect(database, "demo", patient=True)
         try:
             alerts = await connection.fetch("SELECT payment_id, score, reasons FROM fraud_alert")
             self.truth.judge(alerts)
@@ -158,13 +157,13 @@ class _Demo:
     async def score_with_a_crash(
         self, log: str, database: str, again: str
     ) -> dict[str, tuple[int, str]]:
-        import asyncpg
+        from ledgerstream.stream.connect import connect
 
         _act(4, "The same into a second database; its worker is killed in the middle (SIGKILL)")
-        connection = await asyncpg.connect(database)
+        connection = await connect(database, "demo", patient=True)
         await connection.execute("CREATE DATABASE again")
         await connection.close()
-        connection = await asyncpg.connect(again)
+        connection = await connect(again, "demo", patient=True)
         try:
             with show.bar("second run", "payments") as advance:
                 watch = _Watch(connection, self.truth.payments, advance)
@@ -182,11 +181,10 @@ class _Demo:
             await connection.close()
 
     async def bars(self, client: Client, database: str) -> None:
-        import asyncpg
-
         from ledgerstream.cli.generate import with_share
         from ledgerstream.cli.live import live
         from ledgerstream.cli.session import fill
+        from ledgerstream.stream.connect import connect
         from ledgerstream.stream.warm import warm
         from ledgerstream.stream.worker import Worker
         from processors.market import MarketData
@@ -203,7 +201,7 @@ class _Demo:
         async with live(worker.progress):
             progress = await worker.run()
         seconds = time.monotonic() - began
-        connection = await asyncpg.connect(database)
+        connection = await connect(database, "demo", patient=True)
         try:
             final, late, moving = await connection.fetchrow(
                 """SELECT count(*) FILTER (WHERE final AND version = 1),

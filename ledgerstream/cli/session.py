@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 import structlog
@@ -107,15 +106,15 @@ def _served_at(log_dir: Path) -> str | None:
 @asynccontextmanager
 async def open_database(database: str | None, directory: Path) -> AsyncIterator[asyncpg.Connection]:
     """A connection to the Postgres of that URL, or to the embedded one."""
-    import asyncpg
+    from ledgerstream.stream.connect import connect
+    from ledgerstream.stream.faults import TransientError
 
     with database_url(database, directory) as url:
         try:
-            connection = await asyncpg.connect(url, timeout=LIMITS.postgres_wait_ms_max / 1_000)
-        except (OSError, ValueError, asyncpg.PostgresError) as error:
+            connection = await connect(url, "command", patient=True)
+        except TransientError as error:
             raise LedgerStreamError(
-                f"Postgres does not answer at {_without_password(url)}: {error}.",
-                "Check --database; without it, an embedded Postgres is used.",
+                str(error.args[0]), "Check --database; without it, an embedded Postgres is used."
             ) from error
         try:
             yield connection
@@ -137,13 +136,6 @@ def database_url(database: str | None, directory: Path) -> Iterator[str]:
 
     with EmbeddedPostgres.start(directory) as postgres:
         yield postgres.url
-
-
-def _without_password(url: str) -> str:
-    """For a message: whatever stands between the user and the host is left out, and the query."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 async def ensure_topic(client: Client, topic: str, partitions: int) -> None:

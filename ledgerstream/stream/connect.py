@@ -16,25 +16,33 @@ from ledgerstream.limits import LIMITS
 from ledgerstream.stream.faults import TransientError, classified
 
 
-async def connect(url: str, name: str) -> asyncpg.Connection:
+async def connect(url: str, name: str, *, patient: bool = False) -> asyncpg.Connection:
     """Connect as `ledgerstream {name}`.
+
+    patient: without the limits on statements and transactions, for what only reads, or waits for a
+             person.
 
     Raises ConfigError for a URL that cannot be right, TransientError while nobody answers.
     """
+    settings = {
+        "application_name": f"ledgerstream {name}"[:63],
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+    }
+    if not patient:
+        settings |= {
+            "statement_timeout": str(LIMITS.postgres_command_ms_max),
+            "idle_in_transaction_session_timeout": str(LIMITS.postgres_idle_ms_max),
+            "lock_timeout": str(LIMITS.postgres_lock_ms_max),
+        }
+    wait_ms = LIMITS.postgres_wait_ms_max if patient else LIMITS.postgres_connect_ms_max
     try:
         return await asyncpg.connect(
             url,
-            timeout=LIMITS.postgres_connect_ms_max / 1_000,
-            command_timeout=LIMITS.postgres_command_ms_max / 1_000,
-            server_settings={
-                "application_name": f"ledgerstream {name}"[:63],
-                "statement_timeout": str(LIMITS.postgres_command_ms_max),
-                "idle_in_transaction_session_timeout": str(LIMITS.postgres_idle_ms_max),
-                "lock_timeout": str(LIMITS.postgres_lock_ms_max),
-                "tcp_keepalives_idle": "10",
-                "tcp_keepalives_interval": "5",
-                "tcp_keepalives_count": "3",
-            },
+            timeout=wait_ms / 1_000,
+            command_timeout=None if patient else LIMITS.postgres_command_ms_max / 1_000,
+            server_settings=settings,
         )
     except ValueError as error:
         raise ConfigError(
