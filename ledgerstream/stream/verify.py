@@ -31,6 +31,7 @@ from ledgerstream.errors import LedgerStreamError, NotReproduced
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.compare import first_difference, settled, stands
+from ledgerstream.stream.connect import connect
 from ledgerstream.stream.digest import total
 from ledgerstream.stream.machine import Input, Machine, Piece
 from ledgerstream.stream.pgread import Columns, RowStream, joined
@@ -111,7 +112,7 @@ async def verify(
     """
     began = time.monotonic()
     done = Verified(processor.name, processor.source.name, splits, seed)
-    reading = await asyncpg.connect(database)
+    reading = await connect(database, "verify", patient=True)
     try:
         await reading.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         moment = await reading.fetchval("SELECT pg_export_snapshot()")
@@ -337,7 +338,7 @@ class _Found:
         cls, database: str, moment: str, table: type[Table], at: Committed, first: int | None
     ) -> _Found:
         """Rows from offset `first` on; without it all, so that no row too many is overlooked."""
-        connection = await asyncpg.connect(database)
+        connection = await connect(database, "verify", patient=True)
         found = cls(connection, table)
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         await connection.execute(f"SET TRANSACTION SNAPSHOT '{moment}'")
@@ -381,8 +382,10 @@ class _Found:
     async def _copy(self, query: str) -> None:
         try:
             await self._connection.copy_from_query(query, output=self._pieces.put, format="binary")
-        finally:
+        except Exception:
             await self._pieces.put(None)
+            raise
+        await self._pieces.put(None)  # not when cancelled: then nobody takes from a full queue
 
 
 def _check(

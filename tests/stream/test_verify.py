@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -148,6 +149,19 @@ async def test_what_was_changed_by_hand_is_named(
     with pytest.raises(NotReproduced, match=sentence) as caught:
         await verify(Both, log, database)
     assert "written into the database" in caught.value.remedy
+
+
+async def test_a_difference_early_in_a_large_table_is_told_at_once(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits to be compared is given up, however full its queue is."""
+    monkeypatch.setattr(verify_module, "BUFFERED_MAX", 1)
+    log = log_of(payments(20_000))
+    await Worker(Spending, log, database, until="end").run()
+    await changed(database, "UPDATE spent SET note = 'cash' WHERE ls_offset = 5")
+    async with asyncio.timeout(60):
+        with pytest.raises(NotReproduced, match="row 0 of offset 5"):
+            await verify(Spending, log, database)
 
 
 async def test_a_dead_letter_that_is_gone_is_named(database: str) -> None:
