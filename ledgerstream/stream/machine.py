@@ -80,6 +80,8 @@ class Piece:
     copies: for each table the bytes of its rows (without COPY's header) and their number.
     digest: of the state after it, 16 bytes.
     inputs: what it was made from, one frame of state each.
+    watermark: of its windows after it, as `State.watermark`.
+    compute_s: what it took, as the one who had it computed says.
     """
 
     partition: int
@@ -90,6 +92,8 @@ class Piece:
     dead: Sequence[DeadLetter]
     digest: bytes
     inputs: Sequence[Input]
+    watermark: int | None = None
+    compute_s: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -121,6 +125,8 @@ def join(pieces: Sequence[Piece]) -> Piece:
         [letter for piece in pieces for letter in piece.dead],
         pieces[-1].digest,
         [given for piece in pieces for given in piece.inputs],
+        pieces[-1].watermark,
+        sum(piece.compute_s for piece in pieces),
     )
 
 
@@ -197,6 +203,7 @@ class Machine:
             work.undecodable,
             self.state.digest(),
             [given],
+            self.state.watermark(),
         )
 
     def _step_apart(self, given: Input, outputs: bool) -> Piece:

@@ -143,6 +143,10 @@ CREATE TABLE IF NOT EXISTS ls_watch (
     remedy text,
     PRIMARY KEY (processor, topic, partition)
 ) WITH (fillfactor = 50);
+ALTER TABLE ls_watch
+    ADD COLUMN IF NOT EXISTS watermark bigint,           -- ns, of the windows, after the last step
+    ADD COLUMN IF NOT EXISTS step_ms double precision,   -- of the last step: decoded and computed,
+    ADD COLUMN IF NOT EXISTS commit_ms double precision; -- and committed
 ALTER TABLE ls_dead_letters
     ADD COLUMN IF NOT EXISTS retry_from bigint,      -- a retry was begun when the log ended here,
     ADD COLUMN IF NOT EXISTS retry_at timestamptz,   -- at this time,
@@ -156,7 +160,7 @@ SELECT p.processor, p.topic, p.partition, p.next_offset, w.log_end,
        w.owner_epoch = p.owner_epoch AND EXISTS (
            SELECT FROM pg_stat_activity a
             WHERE a.pid = w.pid AND a.backend_start = w.backend_start) AS owner_alive,
-       w.stopped_at, w.why, w.remedy
+       w.stopped_at, w.why, w.remedy, to_timestamp(w.watermark / 1000000000.0) AS watermark
   FROM ls_progress p LEFT JOIN ls_watch w USING (processor, topic, partition);
 CREATE OR REPLACE VIEW ls_dead AS
 SELECT processor, topic, partition, "offset", to_timestamp(timestamp_ms / 1000.0) AS record_time,
@@ -173,7 +177,9 @@ SELECT s.processor, s.topic, t.id AS ls_topic_id, s.partition AS ls_partition, s
 
 async def create(connection: asyncpg.Connection) -> None:
     """Make what is not there."""
-    if await connection.fetchval("SELECT to_regclass('ls_explain')") is not None:
+    newest = """SELECT count(*) = 1 FROM pg_attribute
+                 WHERE attrelid = to_regclass('ls_watch') AND attname = 'watermark'"""
+    if await connection.fetchval(newest):
         return
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _DDL_LOCK)

@@ -487,6 +487,12 @@ class State:
         """16 bytes over all live content, as of the last `seal`."""
         return total([each for part in self._parts.values() for each in part.digests()])
 
+    def watermark(self) -> int | None:
+        """The least of the event-time windows, ns: what ends before it is final. None without
+        windows, or before their first event."""
+        marks = [getattr(part, "watermark", None) for part in self._parts.values()]
+        return min((mark for mark in marks if mark is not None), default=None)
+
     def columns(self) -> dict[str, dict[str, np.ndarray]]:
         """All content by state name, for people: columns of rows, one a key. Copies."""
         return {name: part.columns() for name, part in self._parts.items()}

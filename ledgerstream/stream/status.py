@@ -13,7 +13,9 @@ class Status:
 
     log_end:       where the log ended when its worker last looked.
     event_time:    the greatest event time of the last step.
+    watermark:     of event-time windows, after the last step: what ends before it is final.
     step_events:   of the last step, or on average where old steps were merged.
+    step_ms:       how long the last step took to decode and compute; commit_ms: to commit.
     state_bytes:   of the newest snapshot, taken at `snapshot_offset`.
     owner_alive:   whether the connection that holds the claim is still there.
     why, remedy:   why it stopped, and what to do; None where it has not.
@@ -26,8 +28,11 @@ class Status:
     next_offset: int
     log_end: int | None
     event_time: int | None
+    watermark: int | None
     commit_time: int | None
     step_events: int | None
+    step_ms: float | None
+    commit_ms: float | None
     state_bytes: int | None
     snapshot_offset: int | None
     owner_alive: bool
@@ -51,7 +56,7 @@ async def statuses(connection: asyncpg.Connection) -> list[Status]:
 
 _STATUS = """
 SELECT l.processor, l.topic, l.partition, l.next_offset, l.log_end,
-       w.event_time,
+       w.event_time, w.watermark, w.step_ms, w.commit_ms,
        (extract(epoch FROM s.committed_at) * 1000000)::bigint * 1000 AS commit_time,
        s.events / s.steps AS step_events,
        n.state_bytes, n.snapshot_offset,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -187,10 +188,13 @@ class Stream:
         made: list[Piece] = []
 
         def compute() -> None:
-            began = time.perf_counter()
+            began = since = time.perf_counter()
             try:
                 for given in self._decoder.decode(chunk):
-                    made.append(partition.machine.step(given))
+                    piece = partition.machine.step(given)
+                    now = time.perf_counter()
+                    made.append(replace(piece, compute_s=now - since))
+                    since = now
             finally:
                 partition.compute_s += time.perf_counter() - began
 

@@ -15,6 +15,7 @@ import structlog
 
 from ledgerstream.errors import LedgerStreamError
 from ledgerstream.limits import LIMITS
+from ledgerstream.stream.connect import connect
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.tables import Table
 
@@ -30,17 +31,22 @@ class _Seen:
     pid: int | None = None
     log_end: int | None = None
     event_time: int | None = None
+    watermark: int | None = None
+    step_ms: float | None = None
+    commit_ms: float | None = None
     why: str | None = None
     remedy: str | None = None
 
 
 _WRITE = """
 INSERT INTO ls_watch AS w (processor, topic, partition, owner_epoch, pid, backend_start, log_end,
-                           event_time, stopped_at, why, remedy)
+                           event_time, stopped_at, why, remedy, watermark, step_ms, commit_ms)
 SELECT $1, $2, s.partition, coalesce(s.epoch, p.owner_epoch), s.pid, a.backend_start, s.log_end,
-       s.event_time, CASE WHEN s.why IS NOT NULL THEN now() END, s.why, s.remedy
+       s.event_time, CASE WHEN s.why IS NOT NULL THEN now() END, s.why, s.remedy,
+       s.watermark, s.step_ms, s.commit_ms
   FROM unnest($3::int[], $4::bigint[], $5::int[], $6::bigint[], $7::bigint[], $8::text[],
-              $9::text[]) AS s(partition, epoch, pid, log_end, event_time, why, remedy)
+              $9::text[], $10::bigint[], $11::float8[], $12::float8[])
+       AS s(partition, epoch, pid, log_end, event_time, why, remedy, watermark, step_ms, commit_ms)
   JOIN ls_progress p ON p.processor = $1 AND p.topic = $2 AND p.partition = s.partition
   LEFT JOIN pg_stat_activity a ON a.pid = s.pid
 ON CONFLICT (processor, topic, partition) DO UPDATE SET
@@ -48,6 +54,9 @@ ON CONFLICT (processor, topic, partition) DO UPDATE SET
        backend_start = EXCLUDED.backend_start,
        log_end = coalesce(EXCLUDED.log_end, w.log_end),
        event_time = coalesce(EXCLUDED.event_time, w.event_time), seen_at = now(),
+       watermark = coalesce(EXCLUDED.watermark, w.watermark),
+       step_ms = coalesce(EXCLUDED.step_ms, w.step_ms),
+       commit_ms = coalesce(EXCLUDED.commit_ms, w.commit_ms),
        stopped_at = EXCLUDED.stopped_at, why = EXCLUDED.why, remedy = EXCLUDED.remedy
  WHERE w.owner_epoch <= EXCLUDED.owner_epoch"""
 
@@ -83,10 +92,19 @@ class Watch:
                 seen.owner_epoch, seen.pid = epoch, pid
                 self._note(number)
 
-    def moved(self, number: int, log_end: int, event_time: int | None) -> None:
-        """A step of it was committed."""
+    def moved(
+        self,
+        number: int,
+        log_end: int,
+        event_time: int | None,
+        watermark: int | None,
+        step_ms: float,
+        commit_ms: float,
+    ) -> None:
+        """A step of it was committed, which took so long to compute and to commit."""
         seen = self._seen.setdefault(number, _Seen())
-        seen.log_end = log_end
+        seen.log_end, seen.watermark = log_end, watermark
+        seen.step_ms, seen.commit_ms = step_ms, commit_ms
         seen.event_time = seen.event_time if event_time is None else event_time
         self._note(number)
 
@@ -117,7 +135,9 @@ class Watch:
             self._changed.update(changed)
             await self.close()
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (
+            LedgerStreamError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError,
+        ) as error:  # fmt: skip
             log.warning("status not written", processor=self._processor.name, error=str(error))
             self._changed.update(changed)
             await self.close()
@@ -133,14 +153,7 @@ class Watch:
 
     async def _write(self, changed: list[int]) -> None:
         if self._connection is None:
-            self._connection = await asyncpg.connect(
-                self._database,
-                timeout=LIMITS.postgres_connect_ms_max / 1_000,
-                command_timeout=LIMITS.postgres_command_ms_max / 1_000,
-                server_settings={
-                    "application_name": f"ledgerstream {self._processor.name} watch"[:63]
-                },
-            )
+            self._connection = await connect(self._database, f"{self._processor.name} watch")
         name, topic = self._processor.name, self._processor.source.name
         if self._tables is not None:
             place = f"{self._processor.__module__}:{self._processor.__qualname__}"
@@ -157,5 +170,6 @@ class Watch:
                 _WRITE, name, topic, changed, [each.owner_epoch for each in seen],
                 [each.pid for each in seen], [each.log_end for each in seen],
                 [each.event_time for each in seen], [each.why for each in seen],
-                [each.remedy for each in seen],
+                [each.remedy for each in seen], [each.watermark for each in seen],
+                [each.step_ms for each in seen], [each.commit_ms for each in seen],
             )  # fmt: skip

@@ -385,6 +385,12 @@ class WindowState:
         """Windows that are kept."""
         return self._rows.live
 
+    @property
+    def watermark(self) -> int | None:
+        """The greatest event time less `delay`, ns; None before the first event."""
+        clock = self._clock.dump()
+        return int(clock[0, 2]) - self._spec.delay_ns if len(clock) and clock[0, 1] else None
+
     def add(self, batch: Batch) -> Changes:
         """Apply the events of a batch in order; what became of the windows.
 

@@ -247,7 +247,10 @@ class Worker:
             progress.dead += len(piece.dead)
             progress.position[piece.partition] = piece.stop
             progress.lag[piece.partition] = max(log_end - piece.stop, 0)
-            self._watch.moved(piece.partition, log_end, self._event_time(piece))
+            self._watch.moved(
+                piece.partition, log_end, self._event_time(piece), piece.watermark,
+                piece.compute_s * 1_000, seconds * 1_000,
+            )  # fmt: skip
             for table, (_, rows) in piece.copies.items():
                 name = table.relation().name
                 progress.rows[name] = progress.rows.get(name, 0) + rows

@@ -67,6 +67,9 @@ async def test_bars_in_postgres_are_pandas(
         wanted.index = wanted.index.set_levels(wanted.index.levels[0].str.decode("utf-8"), level=0)
         pd.testing.assert_frame_equal(mine[BAR], wanted, check_dtype=False)
     assert (newest["version"] > 1).any() and not newest["final"].all()
+    shown = await bars(database, "SELECT watermark FROM ls_watch")
+    assert shown["watermark"].tolist() == [trades["at"].max() - 2 * 10**9]
+    assert (newest["final"] == (newest["start"] + newest["width"] <= shown["watermark"][0])).all()
 
 
 async def test_another_name_begins_anew_over_what_is_there(database: str) -> None:

@@ -86,6 +86,9 @@ async def test_status_knows_each_partition(database: str) -> None:
         assert each.snapshot_offset == each.next_offset
         assert each.event_time is not None and each.event_time > 9 * DAY
         assert each.step_events is not None and 0 < each.step_events <= 300
+        assert each.step_ms is not None and 0 < each.step_ms < 60_000
+        assert each.commit_ms is not None and 0 < each.commit_ms < 60_000
+        assert each.watermark is None  # no windows by watermark
 
 
 async def test_a_living_owner_is_seen_and_a_dead_one_too(database: str) -> None:
