@@ -25,7 +25,7 @@ import asyncpg
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ledgerstream.errors import ConfigError
+from ledgerstream.errors import ConfigError, StoppedPartition
 from ledgerstream.stream.pgcopy import widths
 from ledgerstream.stream.tables import Table
 
@@ -143,6 +143,11 @@ CREATE TABLE IF NOT EXISTS ls_watch (
     remedy text,
     PRIMARY KEY (processor, topic, partition)
 ) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS ls_results (
+    processor text NOT NULL,
+    name text NOT NULL,         -- a result table that it has made, or found
+    PRIMARY KEY (processor, name)
+);
 ALTER TABLE ls_watch
     ADD COLUMN IF NOT EXISTS watermark bigint,           -- ns, of the windows, after the last step
     ADD COLUMN IF NOT EXISTS step_ms double precision,   -- of the last step: decoded and computed,
@@ -177,8 +182,9 @@ SELECT s.processor, s.topic, t.id AS ls_topic_id, s.partition AS ls_partition, s
 
 async def create(connection: asyncpg.Connection) -> None:
     """Make what is not there."""
-    newest = """SELECT count(*) = 1 FROM pg_attribute
-                 WHERE attrelid = to_regclass('ls_watch') AND attname = 'watermark'"""
+    newest = (
+        "SELECT to_regclass('ls_explain') IS NOT NULL AND to_regclass('ls_results') IS NOT NULL"
+    )
     if await connection.fetchval(newest):
         return
     async with connection.transaction():
@@ -186,10 +192,14 @@ async def create(connection: asyncpg.Connection) -> None:
         await connection.execute(_DDL)
 
 
-async def create_table(connection: asyncpg.Connection, table: type[Table]) -> None:
-    """Make a result table if it is not there, and check its columns and its key if it is.
+async def create_table(
+    connection: asyncpg.Connection, table: type[Table], processor: str | None = None
+) -> None:
+    """Make a result table if it is not there, and check its columns and its key if it is; note
+    that `processor` writes to it.
 
-    Raises ConfigError where they differ in name or type.
+    Raises ConfigError where they differ in name or type, StoppedPartition where a table is gone
+    into which something was committed.
     """
     widths(table)
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -197,6 +207,7 @@ async def create_table(connection: asyncpg.Connection, table: type[Table]) -> No
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _DDL_LOCK)
         if await connection.fetchval("SELECT to_regclass($1)", f'"{model.name}"') is None:
+            await _check_never_there(connection, str(model.name))
             await connection.execute(str(CreateTable(model).compile(dialect=dialect)))
             if (
                 table.key_columns()
@@ -205,6 +216,11 @@ async def create_table(connection: asyncpg.Connection, table: type[Table]) -> No
                 await connection.execute(f'ALTER TABLE "{model.name}" SET (fillfactor = 50)')
             for index in sorted(model.indexes, key=lambda each: str(each.name)):
                 await connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
+        if processor is not None:
+            await connection.execute(
+                "INSERT INTO ls_results VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                processor, str(model.name),
+            )  # fmt: skip
     found = await connection.fetch(
         """SELECT attname AS name, format_type(atttypid, atttypmod) AS type FROM pg_attribute
            WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum""",
@@ -233,6 +249,24 @@ async def create_table(connection: asyncpg.Connection, table: type[Table]) -> No
             f"table {model.name!r} in Postgres has the primary key ({names}) where "
             f"{table.__name__} has ({', '.join(table.key_columns())}).",
             "Rename the table (__tablename__), or migrate the one that is there.",
+        )
+
+
+async def _check_never_there(connection: asyncpg.Connection, name: str) -> None:
+    """An empty table in the place of one that held results would hide that they are gone."""
+    if await connection.fetchval("SELECT to_regclass('ls_results')") is None:
+        return
+    processor = await connection.fetchval(
+        """SELECT r.processor FROM ls_results r JOIN ls_progress p USING (processor)
+            WHERE r.name = $1 AND p.next_offset > p.first_offset LIMIT 1""",
+        name,
+    )
+    if processor is not None:
+        raise StoppedPartition(
+            f"table {name!r} is gone from Postgres: {processor} has committed results into it, and "
+            "an empty one in its place would hide that.",
+            "Bring it back from a backup, or make it anew with CREATE TABLE if its rows may be "
+            "missing, or give the processor another name to begin anew.",
         )
 
 

@@ -224,7 +224,7 @@ class Sink:
         for table in tables:
             if table not in self._tables:
                 try:
-                    await schema.create_table(self.connection, table)
+                    await schema.create_table(self.connection, table, self.processor)
                     if table.key_columns():
                         staging = f"ls_staging_{len(self._staging)}"
                         await schema.create_staging(self.connection, table, staging)
@@ -518,6 +518,12 @@ async def copy_chunks(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _check_durable(connection: asyncpg.Connection) -> None:
+    if await connection.fetchval("SHOW fsync") == "off":
+        raise ConfigError(
+            "this Postgres has fsync = off: a crash of its machine may lose or spoil what it has "
+            "committed, after the log has moved on.",
+            "Set fsync = on in postgresql.conf and restart it.",
+        )
     setting = await connection.fetchval("SHOW synchronous_commit")
     if setting == "off":
         raise ConfigError(
@@ -525,6 +531,8 @@ async def _check_durable(connection: asyncpg.Connection) -> None:
             "acknowledged, after the log has moved on.",
             "Set synchronous_commit = on for this role or database.",
         )
+    # For this session: a reload of the server's settings must not change it under us.
+    await connection.execute("SELECT set_config('synchronous_commit', $1, false)", setting)
 
 
 async def _server(connection: asyncpg.Connection) -> Server:

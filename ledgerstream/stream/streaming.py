@@ -88,7 +88,7 @@ class Stream:
                 else:
                     self._fetch_ahead()
                 if self._commit is None and self._waiting:
-                    self._sent, self._waiting = joined(self._waiting), []
+                    self._sent = joined(self._next_step())
                     self._commit = asyncio.create_task(self._timed_commit(self._sent))
                 busy = {each for each in (self._fetch, self._commit) if each is not None}
                 if not busy:
@@ -179,6 +179,17 @@ class Stream:
         for number, each in list(self._partitions.active.items()):
             name = each.machine.processor.name
             self._partitions.stop(number, source.recreated(number, each.committed, name))
+
+    def _next_step(self) -> list[Piece]:
+        """Of what waits, in order, as much as one step may hold, and at least one piece."""
+        events = size = taken = 0
+        for piece in self._waiting:
+            events, size = events + piece.events, size + piece.bytes
+            if taken and (events > LIMITS.step_rows_max or size > LIMITS.step_bytes_max):
+                break
+            taken += 1
+        step, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return step
 
     # -- compute
 
