@@ -24,7 +24,7 @@ class Limits:
     array_entries_max: int = 1_000_000  # entries of any one array in a request
 
     # broker
-    connections_max: int = 10_000
+    connections_max: int = 10_000  # further ones are closed at once
     connection_bytes_max: int = (
         128 * MIB
     )  # requests read and not yet answered, and replies not yet sent
@@ -35,21 +35,21 @@ class Limits:
     connection_stalled_ms: int = 60_000  # a peer that takes nothing of its replies for so long
     tick_ms: int = 1_000  # how often connections and waiting requests are looked at
     fetch_bytes_max: int = 55 * MIB  # Kafka's fetch.max.bytes on the broker
-    fetch_wait_ms_max: int = 60_000
+    fetch_wait_ms_max: int = 60_000  # a long poll waits no longer, whatever it asks for
     fetch_bytes_low: int = 64 * KIB  # what a fetch may take even while replies fill the memory
     replies_bytes_max: int = 512 * MIB  # replies that peers have not taken yet, all together
-    cold_read_threads: int = 2
-    topic_partitions_max: int = 10_000
+    cold_read_threads: int = 2  # read what is no longer in memory
+    topic_partitions_max: int = 10_000  # of one topic
     coordinator_partitions: int = 50  # of each internal topic; never changed: keys hash to them
     coordinator_segment_bytes: int = 100 * MIB  # Kafka's offsets.topic.segment.bytes
     coordinator_load_wait_ms: int = 2_000  # a request waits so long for its coordinator to load
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
-    shutdown_ms_max: int = 30_000
+    shutdown_ms_max: int = 30_000  # a clean stop takes no longer
 
     # log
-    segment_bytes: int = 1 * GIB
-    segment_ms: int = 7 * 24 * 3_600_000
-    index_interval_bytes: int = 4 * KIB
+    segment_bytes: int = 1 * GIB  # Kafka's segment.bytes
+    segment_ms: int = 7 * 24 * 3_600_000  # Kafka's segment.ms
+    index_interval_bytes: int = 4 * KIB  # Kafka's index.interval.bytes
     segment_index_bytes: int = 10 * MIB  # Kafka's segment.index.bytes
     round_bytes_max: int = 64 * MIB  # what one write round takes at the most
     round_direct_files_max: int = (
@@ -66,34 +66,34 @@ class Limits:
         64 * MIB
     )  # newest batches kept in memory for readers at the end, all partitions
     producer_batches_kept: int = 5  # KIP-98: what a producer may have in flight
-    producer_id_expiry_ms: int = 86_400_000
-    producer_id_expiry_check_ms: int = 600_000
-    producer_id_block: int = 1_000
-    open_files_max: int = 4_000
+    producer_id_expiry_ms: int = 86_400_000  # Kafka's producer.id.expiration.ms
+    producer_id_expiry_check_ms: int = 600_000  # how often expired producers are looked for
+    producer_id_block: int = 1_000  # ids that are reserved on disk at a time
+    open_files_max: int = 4_000  # of the log; those not used for longest are closed
     storage_retry_ms: int = 5_000  # a partition stopped by a full disk is tried again after this
-    checkpoint_ms: int = 5_000
+    checkpoint_ms: int = 5_000  # how often it is noted how far segments are synced
     checkpoint_bytes: int = (
         8 * MIB
     )  # of a partition, between checkpoints: what a crash makes us scan
 
     # client
-    request_ms_max: int = 30_000
-    connect_ms_max: int = 10_000
+    request_ms_max: int = 30_000  # Kafka's request.timeout.ms
+    connect_ms_max: int = 10_000  # for a connection, its handshake included
     delivery_ms_max: int = 120_000  # Kafka's delivery.timeout.ms
-    retry_first_ms: int = 20
-    retry_ms_max: int = 1_000
-    metadata_age_ms_max: int = 300_000
-    producer_batch_bytes: int = 1 * MIB
-    producer_inflight_max: int = 5
-    producer_buffer_bytes: int = 64 * MIB
-    linger_ms: int = 5
-    reader_partition_bytes: int = 4 * MIB
-    reader_fetch_bytes: int = 32 * MIB
-    reader_wait_ms: int = 500
+    retry_first_ms: int = 20  # before the second try; then twice as long each time, with jitter
+    retry_ms_max: int = 1_000  # between two tries
+    metadata_age_ms_max: int = 300_000  # Kafka's metadata.max.age.ms
+    producer_batch_bytes: int = 1 * MIB  # Kafka's batch.size
+    producer_inflight_max: int = 5  # Kafka's max.in.flight.requests.per.connection
+    producer_buffer_bytes: int = 64 * MIB  # records that wait; then `send` waits too
+    linger_ms: int = 5  # Kafka's linger.ms
+    reader_partition_bytes: int = 4 * MIB  # of one partition in one fetch
+    reader_fetch_bytes: int = 32 * MIB  # of one fetch
+    reader_wait_ms: int = 500  # a fetch waits so long at the log's end
 
     # stream
-    step_rows_max: int = 100_000
-    step_bytes_max: int = 32 * MIB
+    step_rows_max: int = 100_000  # events of one step; a chunk that brings more is cut
+    step_bytes_max: int = 32 * MIB  # of rows that one step copies
     compute_ms_max: int = 120_000  # for the events of one chunk: what takes longer never ends
     state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
     window_slots_max: int = 1_000_000  # windows of one key and length that may be live at once
@@ -101,22 +101,22 @@ class Limits:
         2_000  # a snapshot is due when replaying since the last would take longer
     )
     snapshot_share_max: float = 0.1  # of the time, all snapshots together
-    snapshot_page_bytes: int = 256 * KIB
-    snapshot_txn_pages: int = 16
+    snapshot_page_bytes: int = 256 * KIB  # of one row of ls_snapshot_pages
+    snapshot_txn_pages: int = 16  # pages of one transaction
     audit_rows_kept: int = 1_000  # newest ls_steps rows kept a partition; older ones are merged
-    postgres_connect_ms_max: int = 30_000
+    postgres_connect_ms_max: int = 30_000  # for a connection
     postgres_wait_ms_max: int = 10_000  # at the start of a run, for a server that is not there
-    postgres_command_ms_max: int = 120_000
+    postgres_command_ms_max: int = 120_000  # for one statement, on both sides
     postgres_lock_ms_max: int = 30_000  # a claim waits so long for a backend that still commits
     postgres_idle_ms_max: int = 30_000  # in a transaction whose client is gone
-    copy_chunk_bytes: int = 512 * KIB
+    copy_chunk_bytes: int = 512 * KIB  # of one message of a COPY
     worker_deaths_max: int = 10  # in a row, each without a commit, before a worker is given up
     watch_ms: int = 1_000  # what a worker sees is written down at most so often
     audit_merge_steps: int = 256  # the audit is merged every so many steps
     postgres_start_ms_max: int = 60_000  # an embedded server recovers from a crash first
-    postgres_stop_ms_max: int = 30_000
-    postgres_retry_first_ms: int = 50
-    postgres_retry_ms_max: int = 5_000
+    postgres_stop_ms_max: int = 30_000  # an embedded server stops within this, or is killed
+    postgres_retry_first_ms: int = 50  # before a step is tried again; then twice as long each time
+    postgres_retry_ms_max: int = 5_000  # between two tries
     dead_letter_bytes_max: int = 1 * MIB  # of a payload kept in ls_dead_letters
 
     def __post_init__(self) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import io
 import json
+import tokenize
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +39,12 @@ def config(
         return
     show.table(settings)
     print()
-    show.table([{"limit": name, "value": value} for name, value in limits.items()])
+    show.table(
+        [
+            {"of": room, "limit": name, "value": limits[name], "what it is": said}
+            for room, name, said in _described()
+        ]
+    )
 
 
 def _settings(file: Path | None) -> list[dict[str, Any]]:
@@ -57,3 +66,27 @@ def _settings(file: Path | None) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _described() -> list[tuple[str, str, str]]:
+    """(room, name, what it is) of each limit: the comments of limits.py."""
+    from ledgerstream.limits import Limits
+
+    source = inspect.getsource(Limits)
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    (body,) = ast.parse(source).body
+    assert isinstance(body, ast.ClassDef)
+    fields = [each for each in body.body if isinstance(each, ast.AnnAssign)]
+    inside = {n for each in fields for n in range(each.lineno, (each.end_lineno or 0) + 1)}
+    found = []
+    for each in fields:
+        assert isinstance(each.target, ast.Name)
+        lines = range(each.lineno, (each.end_lineno or 0) + 1)
+        room = next(comments[n] for n in range(each.lineno, 0, -1) if n in comments.keys() - inside)
+        said = " ".join(comments[n] for n in lines if n in comments)
+        found.append((room, each.target.id, said))
+    return found

@@ -15,7 +15,6 @@ from ledgerstream.errors import ConfigError, LedgerStreamError
 if TYPE_CHECKING:
     import asyncpg
 
-    from ledgerstream.events import Event
     from ledgerstream.stream.explain import Explained
     from ledgerstream.stream.processor import Processor
     from ledgerstream.stream.tables import Table
@@ -46,7 +45,7 @@ def explain(
     from ledgerstream.stream.explain import explain, find_rows
     from ledgerstream.stream.replay import Past
 
-    async def look() -> list[tuple[Explained, type[Table], type[Event]]]:
+    async def look() -> list[tuple[Explained, type[Table], type[Processor]]]:
         async with open_database(database, directory) as connection:
             found = []
             for processor, model in await _processors(connection, table):
@@ -57,7 +56,7 @@ def explain(
                     past = await Past.open(processor, client, connection)
                     for row in rows:
                         told = await explain(past, model, row)
-                        found.append((told, model, processor.source.event))
+                        found.append((told, model, processor))
                     for text in past.notes.values():
                         show.note(text)
             return found
@@ -71,8 +70,8 @@ def explain(
     if as_json:
         print(json.dumps([asdict(told) for told, _, _ in found], indent=2, default=str))
         return
-    for told, model, event in found:
-        _print(told, model, event)
+    for told, model, processor in found:
+        _print(told, processor, model)
 
 
 async def _processors(
@@ -96,7 +95,7 @@ async def _processors(
     return [(kind, tables_of(kind)[table]) for kind in kinds]
 
 
-def _print(told: Explained, model: type[Table], event: type[Event]) -> None:
+def _print(told: Explained, processor: type[Processor], model: type[Table]) -> None:
     origin = told.origin
     place = f"{origin['topic']}-{origin['partition']}:{origin['offset']:,}"
     print(show.bold(f"{told.table}") + f"  row {origin['n']} of {told.processor} for {place}")
@@ -104,9 +103,9 @@ def _print(told: Explained, model: type[Table], event: type[Event]) -> None:
     if told.recomputed != told.row:
         _block("recomputed now, it differs", show.row_values(
             told.recomputed or {}, show.table_kinds(model)))  # fmt: skip
-    _block("event", show.row_values(told.event, show.event_kinds(event)))
+    _block("event", show.row_values(told.event, show.event_kinds(processor.source.event)))
     for name, rows in told.state.items():
-        for shown in show.state_rows(rows):
+        for shown in show.state_rows(rows, show.state_kinds(processor, name)):
             _block(f"state {name}, just before", shown)
     if told.step:
         step = told.step

@@ -138,10 +138,30 @@ def row_values(row: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, st
     return {name: shown(name, value) for name, value in row.items()}
 
 
-def state_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def state_rows(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> list[dict[str, str]]:
     """Rows of state as people write them; `nothing yet` where there is none."""
-    times = {"newest": "time", "start": "time"}
-    return [row_values(row, times) for row in rows] or [{"": "nothing yet"}]
+    return [row_values(row, kinds) for row in rows] or [{"": "nothing yet"}]
+
+
+def state_kinds(processor: Any, name: str) -> dict[str, str]:
+    """Of a declared state: column → "time", or the currency of money and of sums of it."""
+    from ledgerstream.stream.durations import duration_text
+    from ledgerstream.stream.state import ArenaSpec, KeyedSpec
+    from ledgerstream.stream.windows import WindowSpec
+
+    spec, event = processor.states[name], event_kinds(processor.source.event)
+    found = {"newest": "time", "start": "time"}
+    if isinstance(spec, KeyedSpec):
+        means = {column: kind for (column, _), kind in zip(spec.columns, spec.kinds, strict=True)}
+        money = {n: kind.partition(":")[2] for n, kind in means.items() if kind.startswith("money")}
+        return money | {n: "time" for n, kind in means.items() if kind == "timestamp"}
+    if isinstance(spec, ArenaSpec) and spec.value in event:
+        sums = [f"sum_{duration_text(window)}" for window in spec.windows_ns]
+        return found | dict.fromkeys(sums, event[spec.value])
+    if isinstance(spec, WindowSpec):
+        exact = [each for each in spec.columns if each.words == 1]
+        found |= {each.name: event[each.kept.column] for each in exact if each.kept.column in event}
+    return found
 
 
 class Advance(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +37,8 @@ def show_(
         typer.Option(
             "--at",
             metavar="TIME",
-            help="Before the first event that is later than this event time: ISO 8601, or ns.",
+            help="Before the first event that is later than this event time: ISO 8601, a date "
+            "(its midnight, UTC), or ns.",
         ),
     ] = None,
     only: Annotated[
@@ -58,6 +60,8 @@ def show_(
     from ledgerstream.stream.processor import Processor
 
     kind = options.load(processor, Processor)
+    if at is not None and re.fullmatch(r"\d{4}-\d\d-\d\d", at):
+        at += "T00:00Z"
     time_ns = None if at is None else parse_timestamp(int(at) if at.isdigit() else at)
 
     from ledgerstream.cli.session import open_database, open_log, run_async
@@ -84,7 +88,7 @@ def show_(
         print(json.dumps(answer, indent=2, default=str))
         return
     for name, rows in answer["state"].items():
-        for shown in show.state_rows(rows):
+        for shown in show.state_rows(rows, show.state_kinds(kind, name)):
             values = " · ".join(f"{column} {value}".strip() for column, value in shown.items())
             print(f"{show.bold(name)}  {values}")
     for place, offset in answer["offset"].items():

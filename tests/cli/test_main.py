@@ -11,6 +11,7 @@ import pytest
 from ledgerstream import __version__
 from ledgerstream.broker.settings import Settings
 from ledgerstream.cli import show
+from ledgerstream.cli.config import _described
 from ledgerstream.cli.options import load
 from ledgerstream.errors import ConfigError
 from ledgerstream.stream.processor import Processor
@@ -115,6 +116,7 @@ def test_config_says_where_a_setting_comes_from(
     assert settings["host"]["from"] == "default"
     assert shown["limits"]["batch_bytes_max"] == 1_048_588
     assert "1,048,588" in shell("config").stdout
+    assert all(said for _, _, said in _described())
 
 
 def test_a_pipe_that_closes_is_no_error(shell: Shell) -> None:
@@ -157,7 +159,7 @@ def test_a_database_that_is_not_there_is_named_without_its_password(shell: Shell
         port = server.getsockname()[1]
     url = f"postgresql://me:secret@127.0.0.1:{port}/x"
     said = shell("dead-letters", "list", "--database", url, code=1).stderr
-    assert f"does not answer at postgresql://me@127.0.0.1:{port}/x" in said
+    assert f"Postgres at 127.0.0.1:{port}/x does not answer" in said
     assert "secret" not in said
     assert (
         "postgresql://user@host" in shell("dead-letters", "list", "--database", "x", code=2).stderr

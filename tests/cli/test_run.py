@@ -1,6 +1,7 @@
 """`run` until the end, what it leaves, and the demo, small."""
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -126,5 +127,9 @@ def test_watching_a_processor(shell: Shell) -> None:
     assert now["state"]["customers"][0]["count_30d"] > 0
     at = str(told["event"]["at"])
     then = shell("state", "show", FRAUD, customer, "--at", at, "--state", "customers").stdout
+    assert re.search(r"sum_30d [0-9,.]+ EUR · ", then)
     assert "count_30d" in then
+    day = shell("state", "show", FRAUD, customer, "--at", "2018-04-03", "--json").stdout
+    midnight = shell("state", "show", FRAUD, customer, "--at", "2018-04-03T00:00Z", "--json").stdout
+    assert json.loads(day) == json.loads(midnight)
     assert "terminals" not in then
