@@ -56,7 +56,7 @@ class Limits:
         8  # up to so many dirty files each is synced; beyond, the journal is
     )
     round_journal_bytes: int = (
-        256 * KIB  # several files with no more than this go to the journal: one sync, not several
+        256 * KIB  # a round with no more than this goes to the journal: one sync, of few bytes
     )
     hand_over_batches: int = (
         64  # of one turn of the loop; so many start the disk thread while the loop goes on
