@@ -4,13 +4,13 @@ Owns the declaration of a processor, its state, and the step that moves results 
 Postgres in one transaction. Never talks to a broker's insides: it reads the log as any client does.
 
 Read in this order. What a user writes: `processor`, `tables`, `kernels`. The pure half: `batch`,
-`state` over `keyed` (rows behind a hash index, with undo and digest) and `arena` (sliding windows),
-`windows` by watermark over `windowkernels` (`reports`: events that are corrected and cancelled,
-`reported` over `reportkernels`), `pgcopy`, and `machine`, one partition's step. The
-edge: `source` (log to columns), `sink` (claims and the transaction of a step; `schema` has its
-tables, `faults` what can go wrong), `snapshot` and `restore`. What moves it: `worker`, then
-`streaming`, `committer`, `snapshotter` and `partitions`. Beside them: `postgres` and its `keeper`,
-`version`, `warm`, and `single`, the `on_event` style.
+`state` over `keyed` (rows behind a hash index, with undo and digest) and `arena` (sliding windows,
+over `arenakernels`), `windows` by watermark over `windowkernels` (`reports`: events that are
+corrected and cancelled, `reported` over `reportkernels`), `pgcopy`, and `machine`, one
+partition's step. The edge: `source` (log to columns), `sink` (claims and the transaction of a step;
+`schema` has its tables, `faults` what can go wrong), `snapshot` and `restore`. What moves it:
+`worker`, then `streaming`, `committer`, `snapshotter` and `partitions`. Beside them: `postgres` and
+its `keeper`, `version`, `warm`, and `single`, the `on_event` style.
 
 Those who try, prove and watch: `trial` (a data frame in, frames out), `verify` over `replay`,
 `pgread` and `compare`, `explain`; `watch` writes for `status` what a worker sees; `retry` brings

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ledgerstream.stream import reportkernels as kernels
-from ledgerstream.stream.arena import OVERFLOW
+from ledgerstream.stream.arenakernels import OVERFLOW
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.keyed import KeyRows
 from ledgerstream.stream.reports import ReportKind, Reports

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ledgerstream.stream.arena import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
+from ledgerstream.stream.arenakernels import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
 from ledgerstream.stream.kernels import BOOLS, I64, kernel
 from ledgerstream.stream.windowkernels import (
     CORRECTIONS,

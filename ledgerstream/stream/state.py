@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ledgerstream.errors import ConfigError, LedgerStreamError
-from ledgerstream.stream.arena import OVERFLOW, TIME_LIMIT, Arena
+from ledgerstream.stream.arena import Arena
+from ledgerstream.stream.arenakernels import OVERFLOW, TIME_LIMIT
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.digest import total
 from ledgerstream.stream.durations import duration_text

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from ledgerstream.stream.arena import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
+from ledgerstream.stream.arenakernels import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
 from ledgerstream.stream.kernels import BOOLS, I64, kernel
 
 FIRST, LAST, MIN, MAX, SUM, COUNT, MEAN, WEIGHTED = range(8)

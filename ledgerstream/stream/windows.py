@@ -37,7 +37,7 @@ from ledgerstream.errors import ConfigError
 from ledgerstream.events import Int32, Timestamp
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import windowkernels as kernels
-from ledgerstream.stream.arena import OVERFLOW, TIME_LIMIT
+from ledgerstream.stream.arenakernels import OVERFLOW, TIME_LIMIT
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.durations import duration_ns
 from ledgerstream.stream.keyed import KeyRows

@@ -342,14 +342,18 @@ def test_more_new_keys_than_there_is_room_for_are_refused_in_a_sentence() -> Non
         state.books.at(np.arange(10_000))
 
 
-def test_a_rollback_mends_the_lists_of_old_keys_beside_new_ones() -> None:
+@pytest.mark.parametrize("follow", [1, 50])  # within the key's block; and through several arrays
+def test_a_rollback_takes_late_events_out_from_among_the_earlier(follow: int) -> None:
     state = State(RESOLVED)
-    state.begin(1)
-    apply(state, spent([(1_000, 1, 5)]), 0)
-    state.seal()
     state.begin(2)
-    apply(state, spent([(1_001, 1, 6), (1_001, 2, 7)]), 1)
+    apply(state, spent([(1_000, 1, 5), (1_010, 1, 7)]), 0)
+    state.seal()
+    before = state.dump()
+    state.begin(3 + follow)
+    late = [(1_005, 1, 6), (1_002, 1, 8), (1_001, 2, 9)]
+    apply(state, spent([*late, *[(1_010, 1 + n % 2, n) for n in range(follow)]]), 2)
     state.seal()
     state.rollback()
-    for name in DELAYS:
-        assert getattr(state, name)._arena.entries[0].tolist() == [0, 1_000, 5]  # no next
+    for name, content in state.dump().items():
+        for part, array in content.items():
+            np.testing.assert_array_equal(array, before[name][part])
