@@ -6,7 +6,7 @@ Postgres in one transaction. Never talks to a broker's insides: it reads the log
 Read in this order. What a user writes: `processor`, `tables`, `kernels`. The pure half: `batch`,
 `state` over `keyed` (rows behind a hash index, with undo and digest) and `arena` (sliding windows,
 over `arenakernels`), `windows` by watermark over `windowkernels` (`reports`: events that are
-corrected and cancelled, `reported` over `reportkernels`), `pgcopy`, and `machine`, one
+corrected and cancelled, `reported` over `reportkernels`), `pgcopy` and `newest`, and `machine`, one
 partition's step. The edge: `source` (log to columns), `sink` (claims and the transaction of a step;
 `schema` has its tables, `faults` what can go wrong), `snapshot` and `restore`. What moves it:
 `worker`, then `streaming`, `committer`, `snapshotter` and `partitions`. Beside them: `postgres` and

@@ -17,6 +17,7 @@ import numpy as np
 from ledgerstream.errors import ConfigError, LedgerStreamError, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.batch import Batch
+from ledgerstream.stream.newest import newest
 from ledgerstream.stream.pgcopy import encode
 from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.single import EventFault
@@ -106,7 +107,8 @@ class Piece:
 
 
 def join(pieces: Sequence[Piece]) -> Piece:
-    """Pieces of one partition, one after the other, as one."""
+    """Pieces of one partition, one after the other, as one: a row that a later one replaces is
+    not written at all."""
     if len(pieces) == 1:
         return pieces[0]
     copies: dict[type[Table], tuple[list[bytes], int]] = {}
@@ -114,6 +116,7 @@ def join(pieces: Sequence[Piece]) -> Piece:
         for table, (parts, rows) in piece.copies.items():
             before, count = copies.setdefault(table, ([], 0))
             copies[table] = [*before, *parts], count + rows
+    copies = {table: newest(table, *encoded) for table, encoded in copies.items()}
     for earlier, later in pairwise(pieces):
         assert (earlier.partition, earlier.stop) == (later.partition, later.start)
     return Piece(

@@ -20,6 +20,7 @@ from ledgerstream.errors import ConfigError
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import BOOLS, I64, U8, kernel
 from ledgerstream.stream.keyed import same_words, slot_of, tags_of, text_words
+from ledgerstream.stream.newest import NewRows
 from ledgerstream.stream.state import BadEvents
 from ledgerstream.stream.tables import Rows, Table, ordinals
 
@@ -53,10 +54,6 @@ def _width(table: type[Table], column: TableColumn) -> int:
         f"{table.__name__}.{column.name}: {column.type!r} cannot be filled from columns.",
         "Use int, a narrower Int16 or Int32, money, Timestamp, float, bool or str.",
     )
-
-
-class NewRows(bytes):
-    """COPY bytes of rows whose keys are not in the table, nor in what was encoded before them."""
 
 
 def encode(

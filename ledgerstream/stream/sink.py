@@ -23,7 +23,8 @@ from ledgerstream.stream import schema
 from ledgerstream.stream.connect import connect
 from ledgerstream.stream.faults import TransientError, classified, of_table, overtaken
 from ledgerstream.stream.machine import Piece, clip
-from ledgerstream.stream.pgcopy import HEADER, TRAILER, NewRows
+from ledgerstream.stream.newest import NewRows
+from ledgerstream.stream.pgcopy import HEADER, TRAILER
 from ledgerstream.stream.tables import Table
 
 log = structlog.get_logger()

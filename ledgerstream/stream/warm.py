@@ -12,6 +12,7 @@ from ledgerstream.errors import LedgerStreamError
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import compile_lock
 from ledgerstream.stream.machine import Input, Machine
+from ledgerstream.stream.newest import newest
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import Table
@@ -64,7 +65,10 @@ def run_sample(processor: type[Processor]) -> list[type[Table]]:
     try:
         machine.step(given)
         machine.rollback()
-        tables += machine.step(given).copies
+        copies = machine.step(given).copies
+        tables += copies
+        for table, (parts, count) in copies.items():
+            newest(table, [*parts, *parts], 2 * count)  # as two of its steps in one transaction
         machine.step(given)
         machine.rollback()
         machine.forget()

@@ -20,7 +20,9 @@ from ledgerstream.stream import schema, streaming
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import I64, kernel
 from ledgerstream.stream.machine import Input, Machine, Piece, join
+from ledgerstream.stream.newest import NewRows
 from ledgerstream.stream.pgcopy import encode
+from ledgerstream.stream.pgread import decode
 from ledgerstream.stream.processor import Keyed, Processor, State, Topic
 from ledgerstream.stream.sink import Sink, Source
 from ledgerstream.stream.state import BadEvents
@@ -201,6 +203,32 @@ async def test_pieces_of_one_step_with_the_same_keys(database: str) -> None:
     origin = "SELECT ls_topic_id, ls_partition, ls_n FROM balance GROUP BY 1, 2, 3"
     assert await fetch(database, origin) == [(1, 0, 0)]
     await sink.close()
+
+
+def test_a_row_that_a_later_one_of_its_step_replaces_is_not_written() -> None:
+    rows, met = postings(400), {(b"a", 1), (b"", 2), ("bé".encode(), 3)}  # keys of earlier steps
+    pieces, started, last = [], set(met), {}
+    for a, b in pairwise([0, 1, 60, 61, 200, 390, 400]):
+        batch = batch_of(rows[a:b], a)
+        keys = [(book, account) for account, book, _ in rows[a:b].tolist()]
+        new = np.array([key not in started for key in keys])
+        started |= set(keys)
+        last |= {key: a + n for n, key in enumerate(keys)}
+        shown = Book.upsert(batch, small=0, note=batch.book)
+        copies = {Book: encode([dataclasses.replace(shown, new=new)], batch, 1, 0)}
+        pieces.append(Piece(0, a, b, b - a, copies, [], bytes(16), []))
+    one = join([join(pieces[:2]), pieces[2], join(pieces[3:])])
+    (fresh, known), count = one.copies[Book]
+    assert count == one.rows == len(last)
+    found: dict[tuple[bytes, int], int] = {}
+    for part, of_earlier in ((fresh, False), (known, True)):
+        columns = decode(Book, part)[0]
+        keys = list(zip(columns["book"].tolist(), columns["account"].tolist(), strict=True))
+        assert all((key in met) is of_earlier for key in keys)
+        found |= dict(zip(keys, columns["ls_offset"].tolist(), strict=True))
+    assert found == last
+    assert isinstance(fresh, NewRows)
+    assert not isinstance(known, NewRows)
 
 
 async def test_the_key_is_a_primary_key_and_another_one_is_refused(database: str) -> None:
