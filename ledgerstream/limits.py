@@ -92,7 +92,7 @@ class Limits:
     reader_wait_ms: int = 500  # a fetch waits so long at the log's end
 
     # stream
-    step_rows_max: int = 100_000  # events of one step; a chunk that brings more is cut
+    step_rows_max: int = 250_000  # of several chunks; one that brings more is cut
     step_bytes_max: int = 32 * MIB  # of rows that one step copies
     compute_ms_max: int = 120_000  # for the events of one chunk: what takes longer never ends
     state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
