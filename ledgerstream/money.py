@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -43,6 +43,22 @@ class Money:
     @property
     def minor_digits(self) -> int:
         return MINOR_DIGITS[self.currency]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """The mark of a number that counts 10⁻ⁿ of something without a currency of its own, as a price
+    in `Annotated[int, Scaled(9)]`. The commands show it with its decimals; all else is as for int.
+    """
+
+    digits: int
+
+
+def format_scaled(value: int | float, digits: int) -> str:
+    """`format_scaled(4799250, 3) == "4,799.25"`: an int to its last digit, no zeros at the end."""
+    exact = Decimal(value).scaleb(-digits, Context(prec=60))
+    text = f"{exact if isinstance(value, int) else round(exact, digits):,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def parse_minor(text: str | int | Decimal, currency: str) -> int:

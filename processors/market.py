@@ -8,8 +8,11 @@ One for a trade that is in no bar any more becomes a dead letter.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ledgerstream.money import Scaled
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.processor import Processor, State, Topic
 from ledgerstream.stream.reports import Reports
@@ -25,19 +28,19 @@ from ledgerstream.stream.windows import (
     Tumbling,
     WindowTable,
 )
-from processors.trades import Trade
+from processors.trades import PRICE_DIGITS, Price, Size, Trade
 
 
 class Bar(WindowTable):
     """One version of a bar; prices and sizes in the units of `processors.trades`."""
 
     symbol: Mapped[str] = mapped_column(primary_key=True)
-    open: Mapped[int]
-    high: Mapped[int]
-    low: Mapped[int]
-    close: Mapped[int]
-    volume: Mapped[int]
-    vwap: Mapped[float]  # Σ price · size ÷ Σ size, in units of the price
+    open: Mapped[Price]
+    high: Mapped[Price]
+    low: Mapped[Price]
+    close: Mapped[Price]
+    volume: Mapped[Size]
+    vwap: Mapped[Annotated[float, Scaled(PRICE_DIGITS)]]  # Σ price · size ÷ Σ size
     trades: Mapped[int]
 
 

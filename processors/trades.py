@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.events import Event, Text, Timestamp, parse_timestamp
+from ledgerstream.money import Scaled
 from ledgerstream.stream.reports import ReportKind
 
 PRICE_DIGITS, SIZE_DIGITS = 9, 8
@@ -36,6 +38,10 @@ class Side(enum.IntEnum):
     SELL = 2
 
 
+Price = Annotated[int, Scaled(PRICE_DIGITS)]
+Size = Annotated[int, Scaled(SIZE_DIGITS)]
+
+
 class Trade(Event):
     """One report of a trade: a new one, or one that corrects or cancels what was reported.
 
@@ -46,8 +52,8 @@ class Trade(Event):
     trade_id: int
     at: Timestamp
     symbol: Text[16]  # type: ignore[type-arg, valid-type]
-    price: int
-    size: int
+    price: Price
+    size: Size
     side: Side = Side.NONE
     kind: ReportKind = ReportKind.NEW
     original: int = 0

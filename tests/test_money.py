@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledgerstream.errors import DecodeError
-from ledgerstream.money import MINOR_DIGITS, Money, eur, format_minor, jpy, parse_minor
+from ledgerstream.money import (
+    MINOR_DIGITS,
+    Money,
+    eur,
+    format_minor,
+    format_scaled,
+    jpy,
+    parse_minor,
+)  # fmt: skip
 
 
 def test_from_digits() -> None:
@@ -46,3 +54,14 @@ def test_formatting_and_parsing_are_inverse(minor: int, currency: str) -> None:
     digits, code = text.replace(",", "").split()
     assert code == currency
     assert parse_minor(digits, currency) == minor
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (4_799_250, 3, "4,799.25"), (4_799_000, 3, "4,799"), (-1, 9, "-0.000000001"), (0, 9, "0"),
+        (2**63 - 1, 8, "92,233,720,368.54775807"), (120, 0, "120"), (1_234_500_000.5, 9, "1.2345"),
+    ],
+)  # fmt: skip
+def test_scaled_numbers_are_shown_with_their_decimals(value: float, digits: int, text: str) -> None:
+    assert format_scaled(value, digits) == text

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -104,33 +105,47 @@ def local_time(ns: int) -> str:
 
 
 def table_kinds(table: Any) -> dict[str, str]:
-    """Of a result table: column → "time", or the currency of money."""
+    """Of a result table: column → "time", the currency of money, or a scale such as "9"."""
     from typing import get_type_hints
 
-    from ledgerstream.money import Money
     from ledgerstream.stream.tables import timestamps
 
     kinds = dict.fromkeys(timestamps(table), "time")
     for name, hint in get_type_hints(table, include_extras=True).items():
         for inner in getattr(hint, "__args__", ()):
-            marks = getattr(inner, "__metadata__", ())
-            kinds.update((name, mark.currency) for mark in marks if isinstance(mark, Money))
+            kinds |= _marked(name, getattr(inner, "__metadata__", ()))
     return kinds
 
 
+def _marked(name: str, marks: Iterable[object]) -> dict[str, str]:
+    from ledgerstream.money import Money, Scaled
+
+    for mark in marks:
+        if isinstance(mark, Money):
+            return {name: mark.currency}
+        if isinstance(mark, Scaled):
+            return {name: str(mark.digits)}
+    return {}
+
+
 def event_kinds(event: Any) -> dict[str, str]:
-    """Of an event type: column → "time", or the currency of money."""
-    columns = event.columns().values()
-    money = {column.name: column.currency for column in columns if column.currency}
-    return money | {column.name: "time" for column in columns if column.kind == "timestamp"}
+    """Of an event type: column → "time", the currency of money, or a scale such as "9"."""
+    kinds = {column.name: "time" for column in event.columns().values()
+             if column.kind == "timestamp"}  # fmt: skip
+    for name, field in event.model_fields.items():
+        kinds |= _marked(name, field.metadata)
+    return kinds
 
 
 def row_values(row: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, str]:
-    """A row's values as people write them: times in the reader's zone, money with its currency."""
-    from ledgerstream.money import format_minor
+    """A row's values as people write them: times in the reader's zone, money with its currency,
+    what is scaled with its decimals."""
+    from ledgerstream.money import format_minor, format_scaled
 
     def shown(name: str, value: Any) -> str:
         kind = kinds.get(name)
+        if kind is not None and kind.isdigit() and isinstance(value, (int, float)):
+            return format_scaled(value, int(kind)) if math.isfinite(value) else cell(value)
         if kind is None or not isinstance(value, int):
             return cell(value)
         return local_time(value) if kind == "time" else format_minor(value, kind)
@@ -159,8 +174,10 @@ def state_kinds(processor: Any, name: str) -> dict[str, str]:
         sums = [f"sum_{duration_text(window)}" for window in spec.windows_ns]
         return found | dict.fromkeys(sums, event[spec.value])
     if isinstance(spec, WindowSpec):
-        exact = [each for each in spec.columns if each.words == 1]
-        found |= {each.name: event[each.kept.column] for each in exact if each.kept.column in event}
+        for each in spec.columns:
+            kind = event.get(each.kept.column or "")
+            if kind is not None and (each.words == 1 or kind.isdigit()):  # a mean is no int
+                found[each.name] = kind
     return found
 
 

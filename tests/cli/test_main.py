@@ -154,6 +154,23 @@ def test_what_would_steer_a_terminal_is_shown_as_base64() -> None:
     assert show.text(b"\xff") == "base64:/w=="
 
 
+def test_prices_money_and_times_are_shown_as_people_write_them() -> None:
+    from processors.fraud import Fraud, FraudAlert
+    from processors.market import Bar, MarketData
+    from processors.trades import Trade
+
+    assert show.event_kinds(Trade) == {"at": "time", "price": "9", "size": "8"}
+    bar = {"open": "9", "high": "9", "low": "9", "close": "9", "volume": "8", "vwap": "9"}
+    assert show.table_kinds(Bar) == bar | {"start": "time"}
+    assert show.state_kinds(MarketData, "bars") == bar | {"start": "time", "newest": "time"}
+    assert show.state_kinds(Fraud, "customers")["sum_30d"] == "EUR"
+    assert "EUR" in show.table_kinds(FraudAlert).values()
+    row = {"open": 4_799_250_000_000, "vwap": 4.5e12, "start": None, "trades": 3}
+    assert show.row_values(row, show.table_kinds(Bar)) == {
+        "open": "4,799.25", "vwap": "4,500", "start": show.cell(None), "trades": show.cell(3),
+    }  # fmt: skip
+
+
 def test_a_database_that_is_not_there_is_named_without_its_password(shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
