@@ -47,15 +47,16 @@ class Save(NamedTuple):
     offset: int
     offset_index: tuple[int, bytes]  # position in the file, entries
     time_index: tuple[int, bytes]
+    aborted_index: tuple[int, bytes]
     producers: list[ProducerRecord]
     outdated: tuple[int, ...]  # snapshots that this one makes superfluous
     next_segment: Segment | None  # after a roll
 
     def indexes(self) -> Iterable[tuple[Handle, tuple[int, bytes]]]:
-        return (
-            (self.segment.index, self.offset_index),
-            (self.segment.time_index, self.time_index),
-        )
+        yield self.segment.index, self.offset_index
+        yield self.segment.time_index, self.time_index
+        if self.aborted_index[1]:
+            yield self.segment.aborted_index, self.aborted_index
 
 
 class Failed(NamedTuple):

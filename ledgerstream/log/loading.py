@@ -10,6 +10,7 @@ import structlog
 
 from ledgerstream.errors import CorruptError
 from ledgerstream.limits import Limits
+from ledgerstream.log.aborted import ABORTED_ENTRY_BYTES
 from ledgerstream.log.config import PartitionKey
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import Epochs
@@ -93,6 +94,7 @@ class Loading:
             size(segment.log.path) == summary.size
             and size(segment.index.path) == summary.index_entries * OFFSET_ENTRY_BYTES
             and size(segment.time_index.path) == summary.time_entries * TIME_ENTRY_BYTES
+            and size(segment.aborted_index.path) == summary.aborted_entries * ABORTED_ENTRY_BYTES
         )
 
     def _look_into(self, name: str) -> Found | None:

@@ -22,8 +22,16 @@ from ledgerstream.log.epochs import Epochs
 from ledgerstream.log.producers import Producers
 from ledgerstream.log.segment import Segment, Source
 from ledgerstream.log.tail import Batch, Tail, TailCache
-from ledgerstream.log.verdicts import Appended, New, Refused, Repeat
-from ledgerstream.wire.batches import Buffer, Header, placed_prefix, records, with_append_time
+from ledgerstream.log.verdicts import Appended, Guard, New, Refused, Repeat
+from ledgerstream.wire.batches import (
+    Buffer,
+    Header,
+    parse_header,
+    placed_prefix,
+    records,
+    with_append_time,
+)
+from ledgerstream.wire.markers import Marker, encode_marker
 
 _base_offset = attrgetter("base_offset")
 
@@ -32,6 +40,7 @@ class Read(NamedTuple):
     """Whole batches, as one or more buffers that never change."""
 
     data: list[Buffer]
+    bound: int  # no batch reaches this offset
 
     @property
     def size(self) -> int:
@@ -128,6 +137,7 @@ class Partition:
         self.high_watermark = state.next_offset
         self.epochs = state.epochs
         self.producers = state.producers
+        self.producers.open.settle(state.next_offset)
         self.snapshot_offsets = state.snapshot_offsets
         last = state.segments[-1]
         self.durable = Durable(state.next_offset, last, last.size)
@@ -135,7 +145,12 @@ class Partition:
 
     @property
     def last_stable_offset(self) -> int:
-        return self.high_watermark
+        """All below it is decided: committed, aborted, or of no transaction."""
+        first = self.producers.open.first_undecided
+        end = self.high_watermark
+        if first is None or first >= end:
+            return end
+        return max(first, self.log_start_offset)
 
     @property
     def size_bytes(self) -> int:
@@ -143,27 +158,55 @@ class Partition:
 
     # writing
 
-    def append(self, batch: Buffer, header: Header, now_ms: int) -> Appended | Repeat | Refused:
+    def append(
+        self, batch: Buffer, header: Header, now_ms: int, guard: Guard | None = None
+    ) -> Appended | Repeat | Refused:
         """Place a batch that `check_client_batch` let through; it is queued, not yet durable.
 
-        The log keeps a copy of `batch`, so it may be a view of a frame.
+        `guard`: from `begin_verification`, of a transactional batch whose coordinator knows of this
+        partition. The log keeps a copy of `batch`, so it may be a view of a frame.
         """
         if self.failure is not None:
             return Refused(ErrorCode.kafka_storage_error, self.failure)
-        verdict = self.producers.check(header)
+        verdict = self.producers.check(header, guard)
         if not isinstance(verdict, New):
             return verdict
         return self._append(batch, header, now_ms)
 
-    def append_own(self, batch: Buffer, header: Header, now_ms: int) -> Appended | Refused:
+    def append_own(
+        self, batch: Buffer, header: Header, now_ms: int, guard: Guard | None = None
+    ) -> Appended | Refused:
         """Place a batch that a coordinator of this broker wrote: it has no sequence to check."""
         if self.failure is not None:
             return Refused(ErrorCode.kafka_storage_error, self.failure)
-        if refused := self.producers.check_own(header):
+        if refused := self.producers.check_own(header, guard):
             return refused
         return self._append(batch, header, now_ms)
 
-    def _append(self, batch: Buffer, header: Header, now_ms: int) -> Appended | Refused:
+    def append_marker(
+        self, marker: Marker, now_ms: int, *, strict: bool = False
+    ) -> Appended | Refused:
+        """Place the marker that ends a producer's transaction; see `Producers.check_marker`."""
+        if self.failure is not None:
+            return Refused(ErrorCode.kafka_storage_error, self.failure)
+        if refused := self.producers.check_marker(marker, strict=strict):
+            return refused
+        batch = encode_marker(marker, now_ms)
+        return self._append(batch, parse_header(batch), now_ms, marker)
+
+    def begin_verification(self, header: Header) -> Guard | None:
+        """What `append` wants to be given once the coordinator has been asked; None if it need
+        not be: the transaction has data here, or the batch is refused or a repeat anyhow."""
+        producers = self.producers
+        if producers.in_transaction(header.producer_id, header.producer_epoch):
+            return None
+        if isinstance(producers.check(header), Repeat):
+            return None
+        return producers.begin(header.producer_id, header.producer_epoch, header.base_sequence)
+
+    def _append(
+        self, batch: Buffer, header: Header, now_ms: int, marker: Marker | None = None
+    ) -> Appended | Refused:
         config, size = self.config, header.size
         if size > config.segment_bytes:
             return Refused(
@@ -185,7 +228,9 @@ class Partition:
         data = prefix + batch[len(prefix) :]
         self.next_offset = last_offset + 1
         if header.producer_id >= 0:
-            self.producers.replay(header, base_offset, timestamp)
+            ended = self.producers.replay(header, base_offset, timestamp, marker)
+            if ended is not None and not ended.committed:
+                segment.aborted.add(ended)
         written = Batch(self, segment, position, base_offset, self.next_offset, size, data)
         host = self.host
         host.tails.append(written)
@@ -212,6 +257,7 @@ class Partition:
         """Everything up to and with `batch` is durable."""
         self.high_watermark = batch.next_offset
         self.durable = Durable(batch.next_offset, batch.segment, batch.position + batch.size)
+        self.producers.open.settle(batch.next_offset)
 
     def stop(self, failure: str, *, retriable: bool) -> None:
         """Refuse everything from now on; what was not durable has never been."""
@@ -242,7 +288,7 @@ class Partition:
         """
         found = self.tail.read(offset, bytes_max, end)
         if found is not None:
-            return Read(found)
+            return Read._make(found)
         try:
             return self._read(self.host.disk.read_cached, offset, bytes_max, end)
         except (NotCached, CorruptError, OSError):
@@ -258,11 +304,39 @@ class Partition:
         at = max(bisect_right(segments, offset, key=_base_offset) - 1, 0)
         while at < len(segments) and segments[at].base_offset < end:
             segment = segments[at]
-            data = segment.read(source, offset, bytes_max, self._end_position(source, at, end))
-            if data is not None:
-                return Read([data])
+            found = segment.read(source, offset, bytes_max, self._end_position(source, at, end))
+            if found is not None:
+                data, bound = found
+                return Read([data], end if bound is None else bound)
             at += 1  # compaction may leave a segment's end empty
-        return Read([])
+        return Read([], offset)
+
+    def aborted(self, offset: int, bound: int) -> list[tuple[int, int]] | None:
+        """(producer id, first offset) of aborted transactions with data in [offset, bound).
+
+        Sorted by first offset: clients rely on it. None as for `read`.
+        """
+        try:
+            return self._aborted(self.host.disk.read_cached, offset, bound)
+        except (NotCached, CorruptError, OSError):
+            return None
+
+    def aborted_cold(self, offset: int, bound: int) -> list[tuple[int, int]]:
+        """As `aborted`, waiting for the disk. CorruptError, OSError as the files have it."""
+        return self._aborted(self.host.disk.read, offset, bound)
+
+    def _aborted(self, source: Source, offset: int, bound: int) -> list[tuple[int, int]]:
+        found = []
+        at = max(bisect_right(self.segments, offset, key=_base_offset) - 1, 0)
+        for segment in self.segments[at:]:
+            if not len(segment.aborted):
+                continue
+            for entry in segment.aborted_since(source, offset):
+                if entry.first_offset < bound:
+                    found.append((entry.first_offset, entry.producer_id))
+                if entry.stable_offset >= bound:  # none that ends later began before it
+                    return [(producer_id, first) for first, producer_id in sorted(found)]
+        return [(producer_id, first) for first, producer_id in sorted(found)]
 
     def _flush(self) -> None:
         """Let the files have what only the journal and the tail have."""

@@ -16,6 +16,7 @@ import structlog
 
 from ledgerstream.errors import CorruptError
 from ledgerstream.limits import Limits
+from ledgerstream.log.aborted import ABORTED_ENTRY_BYTES, AbortedIndex
 from ledgerstream.log.disk import Disk, Handle
 from ledgerstream.log.epochs import EPOCHS_NAME, Epochs
 from ledgerstream.log.index import (
@@ -45,6 +46,7 @@ from ledgerstream.wire.batches import (
     crc_matches,
     parse_header,
 )
+from ledgerstream.wire.markers import Marker, read_marker
 
 log = structlog.get_logger("log")
 UNSYNCED_NAME = "unsynced"  # left by a failed sync: what is read may not be on the disk
@@ -132,6 +134,9 @@ class _Recovery:
         """A sealed segment: its size, and what the end of its indexes says."""
         size = self.disk.size(segment.log.path)
         segment.offsets = OffsetIndex(self.disk.size(segment.index.path) // OFFSET_ENTRY_BYTES)
+        segment.aborted = AbortedIndex(
+            self.disk.size(segment.aborted_index.path) // ABORTED_ENTRY_BYTES
+        )
         segment.size = size
         entries = self.disk.size(segment.time_index.path) // TIME_ENTRY_BYTES
         if entries:
@@ -154,9 +159,14 @@ class _Recovery:
         if not times:
             position = 0
         entries = segment.offsets.count_below(position, self._file(segment.index))
-        if (entries, times) != (len(segment.offsets), len(segment.times)):
+        aborted = segment.aborted.count_below(
+            offset if position else segment.base_offset, self._file(segment.aborted_index)
+        )
+        kept = (entries, times, aborted)
+        if kept != (len(segment.offsets), len(segment.times), len(segment.aborted)):
             self.touched[segment] = position  # entries of what was thrown away, or is read again
         segment.offsets, segment.times = OffsetIndex(entries), TimeIndex(times)
+        segment.aborted = AbortedIndex(aborted)
         segment.max_timestamp, segment.max_timestamp_offset = -1, segment.base_offset
         if times:
             last = self._time_entry(segment, times - 1)
@@ -206,8 +216,8 @@ class _Recovery:
                 position = self._believe_up_to(segment, start)
                 self.next_offset = start if position else segment.base_offset
             size = self.disk.size(segment.log.path)
-            for header in self._whole_batches(segment, size):
-                self._take(segment, header, start)
+            for header, marker in self._whole_batches(segment, size):
+                self._take(segment, header, marker, start)
             if segment.size < size:
                 log.warning("torn end", file=segment.log.path, good=segment.size, size=size)
                 self.touched.setdefault(segment, segment.size)
@@ -219,7 +229,7 @@ class _Recovery:
                 self._check_whole(segment)
                 self._drop(at)
 
-    def _whole_batches(self, segment: Segment, size: int) -> Iterator[Header]:
+    def _whole_batches(self, segment: Segment, size: int) -> Iterator[tuple[Header, Marker | None]]:
         """Batches from `segment.size` on, until one is not as it should be."""
         chunk, chunk_at = b"", segment.size
         while (position := segment.size) + HEADER_BYTES <= size:
@@ -235,7 +245,7 @@ class _Recovery:
                 and crc_matches(chunk, at, header)
             ):
                 return
-            yield header
+            yield header, read_marker(chunk, at) if header.control else None
 
     def _follows(self, base_offset: int) -> bool:
         """Offsets, which no CRC covers, have no gaps but where compaction made them."""
@@ -251,7 +261,9 @@ class _Recovery:
             chunk = self.disk.read(segment.log, position, size)
         return chunk
 
-    def _take(self, segment: Segment, header: Header, replay_from: int = 0) -> None:
+    def _take(
+        self, segment: Segment, header: Header, marker: Marker | None, replay_from: int = 0
+    ) -> None:
         """A batch that is in the segment: everything that is known of it."""
         last_offset = header.next_offset - 1
         interval = self.limits.index_interval_bytes
@@ -259,7 +271,9 @@ class _Recovery:
         segment.place(last_offset, header.size, header.max_timestamp, interval)
         self.next_offset = header.next_offset
         if header.base_offset >= replay_from:
-            self.producers.replay(header, header.base_offset, header.max_timestamp)
+            ended = self.producers.replay(header, header.base_offset, header.max_timestamp, marker)
+            if ended is not None and not ended.committed:
+                segment.aborted.add(ended)
         if header.leader_epoch > self.epochs.latest:
             self.epochs.begin(header.leader_epoch, header.base_offset)
 
@@ -299,7 +313,8 @@ class _Recovery:
                     REMEDY,
                 )
             self.disk.write(self.disk.create(segment.log), [batch], segment.size)
-            self._take(segment, parse_header(batch))
+            header = parse_header(batch)
+            self._take(segment, header, read_marker(batch) if header.control else None)
 
     def _finish(self) -> None:
         """Write what was rebuilt, and sync it all: the recovery point is the end now."""
@@ -314,13 +329,16 @@ class _Recovery:
             for index, handle in (
                 (segment.offsets, segment.index),
                 (segment.times, segment.time_index),
+                (segment.aborted, segment.aborted_index),
             ):
                 position, entries = index.waiting()
+                if handle is segment.aborted_index and not self._has_aborted(segment):
+                    continue
                 self.disk.truncate(handle, position)
                 self.disk.write(self.disk.create(handle), [entries], position)
                 index.written(position + len(entries))
-            for handle in segment.handles:
                 self.disk.sync(self.disk.open(handle))
+            self.disk.sync(self.disk.open(segment.log))
         self._keep_snapshots()
         if self.touched:
             epochs = self.epochs.encode()
@@ -329,6 +347,10 @@ class _Recovery:
         self.disk.sync_directory(self.directory)
         if self.suspect:
             self.disk.remove(f"{self.directory}/{UNSYNCED_NAME}")
+
+    def _has_aborted(self, segment: Segment) -> bool:
+        """Its file exists only where it has entries, or had some that are no more."""
+        return len(segment.aborted) > 0 or self.disk.size(segment.aborted_index.path) > 0
 
     def _write_again(self, segment: Segment, start: int) -> None:
         """After a failed sync, pages that are only in memory may count as clean."""

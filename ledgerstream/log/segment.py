@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ledgerstream.errors import CorruptError
+from ledgerstream.log.aborted import Aborted, AbortedIndex
 from ledgerstream.log.config import LogConfig
 from ledgerstream.log.disk import Disk, Handle
 from ledgerstream.log.index import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Source = Callable[[Handle, int, int], bytes | bytearray]  # (handle, position, size)
 
-LOG, INDEX, TIME_INDEX = ".log", ".index", ".timeindex"
+LOG, INDEX, TIME_INDEX, ABORTED = ".log", ".index", ".timeindex", ".txnindex"
 RELATIVE_OFFSET_MAX = 2**31 - 1
 _WALK_BYTES = 8 * 1024  # read at once while looking for a batch from an index entry on
 _BATCH_BYTES_MIN = HEADER_BYTES
@@ -48,6 +49,7 @@ class SegmentSummary(NamedTuple):
     max_timestamp_offset: int
     first_timestamp: int
     created_ms: int
+    aborted_entries: int = 0
 
 
 class Segment:
@@ -59,6 +61,8 @@ class Segment:
 
     __slots__ = (
         "_unindexed",
+        "aborted",
+        "aborted_index",
         "base_offset",
         "created_ms",
         "first_timestamp",
@@ -83,8 +87,10 @@ class Segment:
         self.log = Handle(stem + LOG)
         self.index = Handle(stem + INDEX)
         self.time_index = Handle(stem + TIME_INDEX)
+        self.aborted_index = Handle(stem + ABORTED)  # a file only where there are entries
         self.offsets = OffsetIndex()
         self.times = TimeIndex()
+        self.aborted = AbortedIndex()
         self.max_timestamp = -1
         self.max_timestamp_offset = base_offset
         self.first_timestamp = -1
@@ -102,6 +108,7 @@ class Segment:
         segment.named = True
         segment.offsets = OffsetIndex(summary.index_entries)
         segment.times = TimeIndex(summary.time_entries, summary.max_timestamp)
+        segment.aborted = AbortedIndex(summary.aborted_entries)
         segment.max_timestamp = summary.max_timestamp
         segment.max_timestamp_offset = summary.max_timestamp_offset
         segment.first_timestamp = summary.first_timestamp
@@ -117,11 +124,12 @@ class Segment:
             self.max_timestamp_offset,
             self.first_timestamp,
             self.created_ms,
+            len(self.aborted),
         )
 
     @property
-    def handles(self) -> tuple[Handle, Handle, Handle]:
-        return self.log, self.index, self.time_index
+    def handles(self) -> tuple[Handle, Handle, Handle, Handle]:
+        return self.log, self.index, self.time_index, self.aborted_index
 
     # placing
 
@@ -197,22 +205,23 @@ class Segment:
 
     def read(
         self, source: Source, offset: int, bytes_max: int, end_position: int
-    ) -> memoryview | None:
+    ) -> tuple[memoryview, int | None] | None:
         """Whole batches from the one that contains `offset`, before `end_position`.
 
-        At least one, however large; None if the segment holds nothing from `offset` on.
+        At least one, however large; None if the segment holds nothing from `offset` on. With it an
+        offset that none of them reaches, where it can be had for nothing.
         """
         start = self.find(source, offset, end_position)
         if start >= end_position:
             return None
         data = source(self.log, start, min(bytes_max, end_position - start))
-        whole = self._whole(source, data, start)
+        whole, bound = self._whole(source, data, start)
         if whole == 0:
-            size = _header(source(self.log, start, HEADER_BYTES)).size
-            data = source(self.log, start, size)
-            whole = size
-            self._expect(data, size)
-        return memoryview(data)[:whole]
+            header = _header(source(self.log, start, HEADER_BYTES))
+            whole, bound = header.size, header.next_offset
+            data = source(self.log, start, whole)
+            self._expect(data, whole)
+        return memoryview(data)[:whole], bound
 
     def find(self, source: Source, offset: int, end_position: int) -> int:
         """Where the batch that contains or follows `offset` starts; `end_position` if nowhere."""
@@ -250,22 +259,29 @@ class Segment:
             yield position, header
             position += header.size
 
+    def aborted_since(self, source: Source, offset: int) -> Iterator[Aborted]:
+        """Aborted transactions whose marker is in this segment, at or after `offset`."""
+        return self.aborted.since(offset, self._reader(source, self.aborted_index))
+
     def position_before(self, source: Source, timestamp: int) -> int:
         """A position before which every record is earlier than `timestamp`."""
         relative = self.times.before(timestamp, self._reader(source, self.time_index))
         return self.offsets.floor(relative, self._reader(source, self.index))
 
-    def _whole(self, source: Source, data: Buffer, start: int) -> int:
-        """Bytes of the whole batches in `data`, which was read at `start`."""
+    def _whole(self, source: Source, data: Buffer, start: int) -> tuple[int, int | None]:
+        """Bytes of the whole batches in `data`, which was read at `start`; an offset behind."""
         end = start + len(data)
         hint = self.offsets.floor_position(end, self._reader(source, self.index))
         at = max(hint, start) - start
+        bound = None
         while len(data) - at >= HEADER_BYTES:
-            size = _header(data, at).size
-            if at + size > len(data):
+            header = _header(data, at)
+            if at + header.size > len(data):
+                bound = header.base_offset
                 break
-            at += size
-        return at
+            at += header.size
+            bound = header.next_offset
+        return at, bound
 
     def _reader(self, source: Source, handle: Handle) -> ReadAt:
         def read(position: int, size: int) -> bytes | bytearray:

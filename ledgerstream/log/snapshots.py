@@ -16,7 +16,8 @@ from ledgerstream.log.sealed import seal, unseal
 
 SUFFIX = ".producers"
 KEPT = 2  # the newest, and one to fall back on
-_TAG = b"lsprodu\x01"
+_TAG = b"lsprodu\x02"
+_OLDER_TAG = b"lsprodu\x01"  # without transactions
 
 
 def write_snapshot(
@@ -30,10 +31,13 @@ def read_snapshot(disk: Disk, directory: str, offset: int) -> Producers | None:
     data = disk.read_file(_path(directory, offset))
     if data is None:
         return None
-    try:
-        return Producers(unseal(_TAG, data, list[ProducerRecord]))
-    except CorruptError:
-        return None
+    for tag in (_TAG, _OLDER_TAG):
+        if data.startswith(tag):
+            try:
+                return Producers(unseal(tag, data, list[ProducerRecord]))
+            except CorruptError:
+                return None
+    return None
 
 
 def remove_snapshots(disk: Disk, directory: str, offsets: Iterable[int]) -> None:

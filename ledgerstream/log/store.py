@@ -247,6 +247,7 @@ class Store:
             partition.next_offset,
             segment.offsets.waiting(),
             segment.times.waiting(),
+            segment.aborted.waiting(),
             partition.producers.records(),
             offsets[:-KEPT],
             following,
@@ -372,6 +373,7 @@ class Store:
         for index, (position, entries) in (
             (save.segment.offsets, save.offset_index),
             (save.segment.times, save.time_index),
+            (save.segment.aborted, save.aborted_index),
         ):
             index.written(position + len(entries))
         save.partition.recovery_point = save.offset

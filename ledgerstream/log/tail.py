@@ -84,8 +84,9 @@ class Tail:
         at = bisect_left(self._bases, offset, lo=self._gone)
         del self._bases[at:], self._batches[at:]
 
-    def read(self, offset: int, bytes_max: int, end: int) -> list[Buffer] | None:
-        """Batches from the one that contains `offset`; None if the tail begins after it."""
+    def read(self, offset: int, bytes_max: int, end: int) -> tuple[list[Buffer], int] | None:
+        """Batches from the one that contains `offset`, and the offset behind the last of them;
+        None if the tail begins after it."""
         bases, batches = self._bases, self._batches
         at = bisect_right(bases, offset, lo=self._gone) - 1
         if at < self._gone:
@@ -93,13 +94,14 @@ class Tail:
         if batches[at].next_offset <= offset:
             at += 1  # at the end, or where compaction left a gap
         out: list[Buffer] = []
-        size = 0
+        size, next_offset = 0, offset
         for batch in islice(batches, at, None):
             size += batch.size
             if batch.next_offset > end or (out and size > bytes_max):
                 break
             out.append(batch.data)
-        return [b"".join(out)] if len(out) > _PIECES_MAX else out
+            next_offset = batch.next_offset
+        return ([b"".join(out)] if len(out) > _PIECES_MAX else out), next_offset
 
 
 class TailCache:

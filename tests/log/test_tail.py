@@ -45,7 +45,8 @@ def test_reads_are_those_of_a_plain_list(
                 break
             wanted.append(one)
     assert read is not None
-    assert b"".join(read) == b"".join(one.data for one in wanted)
+    assert b"".join(read[0]) == b"".join(one.data for one in wanted)
+    assert read[1] == (wanted[-1].next_offset if wanted else offset)
 
 
 def test_a_truncated_tail_forgets_the_end_only() -> None:
@@ -53,9 +54,9 @@ def test_a_truncated_tail_forgets_the_end_only() -> None:
     for base in (0, 3, 6):
         tail.append(batch(base, 3))
     tail.truncate(3)
-    assert tail.read(0, 100, 9) == [batch(0, 3).data]
+    assert tail.read(0, 100, 9) == ([batch(0, 3).data], 3)
     tail.append(batch(3, 2))
-    assert tail.read(3, 100, 9) == [batch(3, 2).data]
+    assert tail.read(3, 100, 9) == ([batch(3, 2).data], 5)
 
 
 def partition_of(high_watermark: int) -> Any:
