@@ -42,6 +42,17 @@ class Limits:
     topic_partitions_max: int = 10_000  # of one topic
     coordinator_partitions: int = 50  # of each internal topic; never changed: keys hash to them
     coordinator_segment_bytes: int = 100 * MIB  # Kafka's offsets.topic.segment.bytes
+    transaction_timeout_ms_max: int = 900_000  # Kafka's transaction.max.timeout.ms
+    transaction_timeout_check_ms: int = 1_000  # how often open transactions are looked at
+    transaction_hold_ms: int = (
+        50  # a request waits so long for the markers of the transaction before it
+    )
+    transaction_late_ms: int = (
+        300_000  # open longer than any timeout by so much: no coordinator knows of it
+    )
+    transactional_id_expiry_ms: int = 604_800_000  # Kafka's transactional.id.expiration.ms
+    transactional_id_expiry_check_ms: int = 3_600_000  # how often unused ids are looked for
+    marker_retry_ms: int = 100  # a partition that could not take a marker is tried again
     coordinator_load_wait_ms: int = 2_000  # a request waits so long for its coordinator to load
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
     shutdown_ms_max: int = 30_000  # a clean stop takes no longer

@@ -34,7 +34,8 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Apa
     why = kafka.why_absent()
     if why is not None:
         pytest.skip(why)
-    with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka")) as running:
+    often = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000}
+    with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka"), **often) as running:
         yield running
 
 

@@ -13,6 +13,18 @@ from ledgerstream.wire.versions import BROKER_VERSIONS, Api
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
 
+TRANSACTION_VERSION = "transaction.version"
+# what each transaction with an epoch of its own takes; clients switch over by the feature alone
+TXN_OFFSET_COMMIT = 28
+_V2_NEEDS = {int(Api.PRODUCE): 12, int(Api.END_TXN): 5, TXN_OFFSET_COMMIT: 5}
+_HIGHEST = {int(api): high for api, (_, high) in BROKER_VERSIONS.items()}
+_V2 = all(_HIGHEST.get(api, -1) >= version for api, version in _V2_NEEDS.items())
+_FINALIZED = [
+    {"name": TRANSACTION_VERSION, "max_version_level": 2, "min_version_level": 2}
+] if _V2 else []  # fmt: skip
+_SUPPORTED = [
+    {"name": TRANSACTION_VERSION, "min_version": 0, "max_version": 2}
+] if _V2 else []  # fmt: skip
 _KEYS = [
     {"api_key": int(api), "min_version": low, "max_version": high}
     for api, (low, high) in sorted(BROKER_VERSIONS.items())
@@ -52,7 +64,7 @@ def _fields(error: ErrorCode) -> dict[str, Any]:
         "error_code": error,
         "api_keys": keys,
         "throttle_time": 0,
-        "supported_features": [],
+        "supported_features": _SUPPORTED,
         "finalized_features_epoch": 0,
-        "finalized_features": [],
+        "finalized_features": _FINALIZED,
     }

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 
 GROUP, TRANSACTION, SHARE = range(3)
 TOPICS = {GROUP: "__consumer_offsets", TRANSACTION: "__transaction_state"}
-ABSENT = {
-    GROUP: ErrorCode.coordinator_not_available,  # librdkafka asks even where it only assigns
-    TRANSACTION: ErrorCode.transactional_id_authorization_failed,
-}
 BATCHED = 4  # the first version that asks for several keys
 
 
@@ -35,8 +31,9 @@ async def _find(node: Node, kind: int, key: str) -> dict[str, Any]:
     if kind not in TOPICS:  # share groups are not served here
         return _refused(ErrorCode.invalid_request, f"Unknown coordinator type {kind}.")
     shards = node.coordinators.get(TOPICS[kind])
-    if shards is None:
-        return _refused(ABSENT[kind], f"{TOPICS[kind]} is not served by this broker.")
+    if shards is None:  # of groups: librdkafka asks even where it only assigns, and goes on
+        error = ErrorCode.coordinator_not_available
+        return _refused(error, f"{TOPICS[kind]} is not served by this broker.")
     await shards.create()
     if shards.of(shards.partition_of(key)) is None:
         return _refused(ErrorCode.coordinator_not_available, "Its topic cannot be created now.")

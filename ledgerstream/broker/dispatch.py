@@ -18,9 +18,11 @@ from ledgerstream.broker import (
     configs,
     coordinators,
     fetch,
+    markers,
     metadata,
     offsets,
     produce,
+    txns,
 )
 from ledgerstream.broker.server import Connection, Exchange
 from ledgerstream.errors import ProtocolError
@@ -44,13 +46,20 @@ HANDLERS: dict[Api, Handler] = {
     Api.API_VERSIONS: apiversions.handle,
     Api.CREATE_TOPICS: admin.create_topics,
     Api.DELETE_TOPICS: admin.delete_topics,
-    Api.INIT_PRODUCER_ID: produce.init_producer_id,
+    Api.INIT_PRODUCER_ID: txns.init_producer_id,
     Api.OFFSET_FOR_LEADER_EPOCH: offsets.for_leader_epoch,
+    Api.ADD_PARTITIONS_TO_TXN: txns.add_partitions,
+    Api.ADD_OFFSETS_TO_TXN: txns.add_offsets,
+    Api.END_TXN: txns.end,
+    Api.WRITE_TXN_MARKERS: markers.write,
     Api.DESCRIBE_CONFIGS: configs.describe,
     Api.DESCRIBE_LOG_DIRS: admin.describe_log_dirs,
     Api.CREATE_PARTITIONS: admin.create_partitions,
     Api.INCREMENTAL_ALTER_CONFIGS: configs.alter,
     Api.DESCRIBE_CLUSTER: metadata.describe_cluster,
+    Api.DESCRIBE_PRODUCERS: markers.describe_producers,
+    Api.DESCRIBE_TRANSACTIONS: txns.describe,
+    Api.LIST_TRANSACTIONS: txns.list_all,
 }
 assert HANDLERS.keys() == BROKER_VERSIONS.keys()
 

@@ -51,6 +51,7 @@ class Broker:
             "data_dir": path,
             "port": port,
             "auto_create_topics": auto_create_topics,
+            "two_phase_commit": True,
             "log_format": "json",
             **settings,
         }

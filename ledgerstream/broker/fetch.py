@@ -18,7 +18,7 @@ from ledgerstream.broker.replica import Replica
 from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.sessions import Begun, Followed, Place
 from ledgerstream.errors import CorruptError
-from ledgerstream.log import Read
+from ledgerstream.log import Partition, Read
 from ledgerstream.wire import messages
 from ledgerstream.wire.hot import FETCH_TOPIC_IDS, Fetched, FetchedTopic, fetch_reply
 
@@ -174,15 +174,24 @@ class Fetch:
         if one.offset >= end or bytes_left <= 0 or (one.bytes_max <= 0 and not first):
             return self._fetched(one, replica, []), False
         read = partition.read(one.offset, self._part_bytes(one, bytes_left), end)
-        if read is None:
+        aborted = None
+        if read is not None:
+            aborted = partition.aborted(one.offset, read.bound) if self.committed else ()
+        if read is None or aborted is None:
             return self._fetched(one, replica, []), True
-        return self._fetched(one, replica, read.data), False
+        return self._fetched(one, replica, read.data, aborted), False
 
     @staticmethod
     def _part_bytes(one: Followed, bytes_left: int) -> int:
         return max(min(one.bytes_max, bytes_left), 1)
 
-    def _fetched(self, one: Followed, replica: Replica, data: Sequence[Any]) -> Fetched:
+    def _fetched(
+        self,
+        one: Followed,
+        replica: Replica,
+        data: Sequence[Any],
+        aborted: Sequence[tuple[int, int]] = (),
+    ) -> Fetched:
         partition = replica.partition
         return Fetched(
             one.index,
@@ -190,7 +199,7 @@ class Fetch:
             partition.high_watermark,
             partition.last_stable_offset,
             partition.log_start_offset,
-            () if self.committed else None,
+            aborted if self.committed else None,
             data,
         )
 
@@ -205,16 +214,16 @@ class Fetch:
             partition = replica.partition
             end = partition.last_stable_offset if self.committed else partition.high_watermark
             try:
-                read: Read = await self.node.loop.run_in_executor(
-                    self.node.readers, partition.read_cold, one.offset,
-                    self._part_bytes(one, left), end,
+                read, aborted = await self.node.loop.run_in_executor(
+                    self.node.readers, _read_cold, partition, one.offset,
+                    self._part_bytes(one, left), end, self.committed,
                 )  # fmt: skip
             except (CorruptError, OSError) as error:
                 log.error("partition cannot be read", partition=str(partition.key), why=str(error))
                 self.node.read_failures[str(partition.key)] = str(error)
                 results[place] = _refused(one, ErrorCode.kafka_storage_error)
                 continue
-            results[place] = self._fetched(one, replica, read.data)
+            results[place] = self._fetched(one, replica, read.data, aborted)
             left -= read.size
         self._send(results)
 
@@ -246,6 +255,14 @@ class Fetch:
                 session_id=session.session_id if session is not None else 0,
             )
         )
+
+
+def _read_cold(
+    partition: Partition, offset: int, bytes_max: int, end: int, committed: bool
+) -> tuple[Read, Sequence[tuple[int, int]]]:
+    """Blocks. Raises CorruptError, OSError."""
+    read = partition.read_cold(offset, bytes_max, end)
+    return read, partition.aborted_cold(offset, read.bound) if committed else ()
 
 
 def leader_epoch_error(asked: int, ours: int) -> ErrorCode | None:

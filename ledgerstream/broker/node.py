@@ -18,12 +18,14 @@ from ledgerstream import catalog as cat
 from ledgerstream import topicconfig
 from ledgerstream.broker.dispatch import Dispatch
 from ledgerstream.broker.host import Host, replay_log
+from ledgerstream.broker.markers import Markers
 from ledgerstream.broker.producerids import ProducerIds
 from ledgerstream.broker.replica import Replicas
 from ledgerstream.broker.server import Server
 from ledgerstream.broker.sessions import Sessions
 from ledgerstream.broker.settings import Settings
 from ledgerstream.broker.shards import Shards
+from ledgerstream.broker.transactions import Transactions
 from ledgerstream.catalog import Answer, Catalog, CatalogRecord
 from ledgerstream.errors import CorruptError, StorageError
 from ledgerstream.limits import LIMITS, Limits
@@ -69,7 +71,11 @@ class Node:
         self.store: Store
         self.catalog_host: Host[CatalogRecord]
         self.producer_ids: ProducerIds
-        self.coordinators: dict[str, Shards[Any, Any]] = {}  # by internal topic
+        self.markers = Markers(self)
+        self.transactions = Transactions(self, self.markers)
+        self.coordinators: dict[str, Shards[Any, Any]] = {  # by internal topic
+            self.transactions.shards.topic: self.transactions.shards
+        }
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating: dict[str, asyncio.Task[Answer]] = {}
@@ -266,7 +272,9 @@ class Node:
             if production.undurable and production.deadline <= now:
                 production.expire()
         self.waiting_produce = [p for p in self.waiting_produce if p.undurable]
-        self.store.tick(self.now_ms())
+        now_ms = self.now_ms()
+        self.store.tick(now_ms)
+        self.transactions.tick(now_ms)
         self._expiry = self.loop.call_later(self.limits.tick_ms / 1000, self._expire)
 
 

@@ -1,4 +1,4 @@
-"""Produce and InitProducerId: batches in, offsets out, once they are durable.
+"""Produce: batches in, offsets out, once they are durable.
 
 Each batch is checked by header, size, CRC and count, given its place, and queued for the next
 round; the reply leaves when the last of them is durable. acks=1 waits like acks=all; acks=0 has no
@@ -17,8 +17,15 @@ from kio.schema.errors import ErrorCode
 from ledgerstream.broker.replica import Replica
 from ledgerstream.broker.server import Exchange
 from ledgerstream.catalog import RESERVED_TOPICS
-from ledgerstream.errors import DecodeError, StorageError
-from ledgerstream.log import Appended, Partition, Refused, check_client_batch, check_request
+from ledgerstream.errors import DecodeError
+from ledgerstream.log import (
+    Appended,
+    Guard,
+    Partition,
+    Refused,
+    check_client_batch,
+    check_request,
+)
 from ledgerstream.wire import batches
 from ledgerstream.wire.batches import Buffer, Header
 from ledgerstream.wire.hot import (
@@ -33,8 +40,17 @@ from ledgerstream.wire.hot import (
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
 
+ABORTABLE_SINCE = 11  # the first version that knows TRANSACTION_ABORTABLE (KIP-890)
+IMPLICIT_SINCE = 12  # and the first whose transactions take partitions in as they are written to
+_ASK_AGAIN = frozenset({
+    ErrorCode.concurrent_transactions, ErrorCode.coordinator_load_in_progress,
+    ErrorCode.coordinator_not_available, ErrorCode.not_coordinator,
+})  # fmt: skip
 STORAGE_ERROR = int(ErrorCode.kafka_storage_error.value)
 TIMED_OUT = int(ErrorCode.request_timed_out.value)
+
+
+Checked = tuple[ProducePart, Replica | None, Header | Refused]
 
 
 class Production:
@@ -94,14 +110,29 @@ def handle(node: Node, exchange: Exchange) -> None:
         return
     for topic in request.topics:
         production.topics.append((topic.name, topic.topic_id, len(topic.partitions)))
+    guards = _begin_verification(checked) if request.transactional_id is not None else {}
+    if guards:
+        checked = [(_owned(part), replica, found) for part, replica, found in checked]
+        waiting = _append_verified(node, production, checked, guards)
+        node.spawn(node.dispatch.finish(exchange, waiting))
+    else:
+        _append_all(node, production, checked, guards)
+
+
+def _append_all(
+    node: Node, production: Production, checked: list[Checked], guards: dict[int, Guard]
+) -> None:
+    """Place every batch, and reply once all of them are durable."""
+    exchange, now_ms = production.exchange, node.now_ms()
     waits: list[tuple[Replica, int, int]] = []
     for place, (part, replica, found) in enumerate(checked):
         if isinstance(found, Refused):
             production.results.append(_refused(part, found, replica))
             continue
         assert replica is not None
-        production.results.append(_append(replica, part, found, now_ms, place, waits))
-    if request.acks == 0:
+        guard = guards.get(place)
+        production.results.append(_append(replica, part, found, now_ms, place, waits, guard))
+    if exchange.message.acks == 0:
         failed = any(result.error for result in production.results)
         exchange.send(())
         if failed:
@@ -116,9 +147,72 @@ def handle(node: Node, exchange: Exchange) -> None:
         node.waiting_produce.append(production)
 
 
-def _check(
-    node: Node, topic: ProduceTopic, version: int, now_ms: int
-) -> Iterator[tuple[ProducePart, Replica | None, Header | Refused]]:
+def _begin_verification(checked: list[Checked]) -> dict[int, Guard]:
+    """By place: the batches with which a transaction begins to write to a partition."""
+    guards = {}
+    for place, (_, replica, found) in enumerate(checked):
+        if isinstance(found, Header) and found.transactional:
+            assert replica is not None
+            guard = replica.partition.begin_verification(found)
+            if guard is not None:
+                guards[place] = guard
+    return guards
+
+
+def _owned(part: ProducePart) -> ProducePart:
+    """Its bytes copied: what came in is overwritten by the next frame while this one waits."""
+    return part if part.records is None else part._replace(records=bytes(part.records))
+
+
+async def _append_verified(
+    node: Node, production: Production, checked: list[Checked], guards: dict[int, Guard]
+) -> None:
+    """Ask the coordinator whether the transaction knows of these partitions (KIP-890), which it
+    does from the asking on where each transaction has an epoch of its own."""
+    request, version = production.exchange.message, production.exchange.header.version
+    implicit = version >= IMPLICIT_SINCE
+    where: dict[int, tuple[str, int]] = {}
+    firsts: list[tuple[int, Partition, Header]] = []
+    for place in guards:
+        _, replica, header = checked[place]
+        assert replica is not None and isinstance(header, Header)
+        where[place] = (replica.partition.key.topic, replica.partition.key.index)
+        firsts.append((place, replica.partition, header))
+    guarded: dict[int, Guard] = {}
+
+    def asking() -> None:
+        for place, partition, header in firsts:
+            guard = partition.begin_verification(header)
+            if guard is not None:
+                guarded[place] = guard
+                guard.new_epoch = implicit
+
+    errors = await node.transactions.admit(
+        request.transactional_id, firsts[0][2].producer_id, firsts[0][2].producer_epoch,
+        list(where.values()), implicit=implicit, asking=asking,
+    )  # fmt: skip
+    for place in guards:
+        code = _admitted(errors[where[place]], version)
+        if code is not ErrorCode.none:
+            part, replica, _ = checked[place]
+            checked[place] = part, replica, Refused(code, "")
+    _append_all(node, production, checked, guarded)
+
+
+def _admitted(error: ErrorCode, version: int) -> ErrorCode:
+    """The coordinator's answer in words that a producer of this version acts on rightly."""
+    if error is ErrorCode.producer_fenced:
+        return ErrorCode.invalid_producer_epoch  # the client aborts, and may go on (KIP-588)
+    if error is ErrorCode.concurrent_transactions and version >= IMPLICIT_SINCE:
+        return error
+    if error in _ASK_AGAIN:
+        return ErrorCode.not_enough_replicas  # any version tries again after this
+    if error is ErrorCode.transaction_abortable and version < ABORTABLE_SINCE:
+        return ErrorCode.invalid_txn_state
+    return error
+
+
+def _check(node: Node, topic: ProduceTopic, version: int, now_ms: int) -> Iterator[Checked]:
     """Each part with its partition and the header of its one batch, or why not."""
     unknown = Refused(ErrorCode.unknown_topic_or_partition, "")
     if version < PRODUCE_TOPIC_IDS:
@@ -139,13 +233,8 @@ def _check_part(replica: Replica, part: ProducePart, version: int, now_ms: int) 
         return Refused(ErrorCode.invalid_topic_exception, "The broker's own topic.")
     data = part.records or b""
     found = check_client_batch(data, partition.config, now_ms=now_ms, version=version)
-    if isinstance(found, Header):
-        if found.transactional:
-            return Refused(
-                ErrorCode.invalid_txn_state, "Transactions are not served by this broker yet."
-            )
-        if "compact" in partition.config.cleanup_policy:
-            return _check_keys(data) or found
+    if isinstance(found, Header) and "compact" in partition.config.cleanup_policy:
+        return _check_keys(data) or found
     return found
 
 
@@ -166,10 +255,11 @@ def _append(
     now_ms: int,
     place: int,
     waits: list[tuple[Replica, int, int]],
+    guard: Guard | None,
 ) -> Produced:
     partition = replica.partition
     assert part.records is not None
-    verdict = partition.append(part.records, header, now_ms)
+    verdict = partition.append(part.records, header, now_ms, guard)
     if isinstance(verdict, Refused):
         return _refused(part, verdict, replica)
     waits.append((replica, verdict.last_offset + 1, place))
@@ -222,29 +312,3 @@ def _refuse_all(exchange: Exchange, code: ErrorCode) -> None:
         for topic in request.topics
     ]
     exchange.send((produce_reply(header.version, header.correlation_id, topics),))
-
-
-async def init_producer_id(node: Node, exchange: Exchange) -> None:
-    """A fresh producer id (KIP-98). Ids come in blocks that the catalogue remembers first."""
-    request = exchange.message
-    refusal: ErrorCode | None = None
-    given_id = getattr(request, "producer_id", -1)
-    given_epoch = getattr(request, "producer_epoch", -1)
-    if request.transactional_id is not None:
-        refusal = ErrorCode.transactional_id_authorization_failed
-        if request.transactional_id == "":
-            refusal = ErrorCode.invalid_request
-    elif (given_id == -1) != (given_epoch == -1):
-        refusal = ErrorCode.invalid_request
-    if refusal is not None:
-        exchange.answer(throttle_time=0, error_code=refusal, producer_id=-1, producer_epoch=-1)
-        return
-    try:
-        producer_id = await node.producer_ids.take()
-    except StorageError:  # the one error after which every client asks again
-        wait = ErrorCode.coordinator_load_in_progress
-        exchange.answer(throttle_time=0, error_code=wait, producer_id=-1, producer_epoch=-1)
-        return
-    exchange.answer(
-        throttle_time=0, error_code=ErrorCode.none, producer_id=producer_id, producer_epoch=0
-    )

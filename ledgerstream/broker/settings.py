@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     default_partitions: int = Field(
         default=1, ge=1, description="partitions of a topic that is created without saying how many"
     )
+    two_phase_commit: bool = Field(
+        default=False,
+        description="allow transactions without timeout, which a client prepares and completes "
+        "after it has decided elsewhere (KIP-939)",
+    )
     metrics_port: int | None = Field(
         default=None,
         ge=0,

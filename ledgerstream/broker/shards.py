@@ -21,10 +21,10 @@ from ledgerstream.broker.host import durable_batches
 from ledgerstream.broker.replica import Replica
 from ledgerstream.catalog import Topic
 from ledgerstream.errors import CorruptError, DecodeError, StorageError
-from ledgerstream.log import Appended, Partition
+from ledgerstream.log import Appended, Guard, Partition, Refused
 from ledgerstream.machine import Decision
 from ledgerstream.wire import batches
-from ledgerstream.wire.markers import Marker, coordinator_partition, encode_marker, read_marker
+from ledgerstream.wire.markers import Marker, coordinator_partition, read_marker
 
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
@@ -82,6 +82,7 @@ class Writing(NamedTuple):
 
     producer_id: int
     producer_epoch: int
+    guard: Guard | None = None  # from `begin_verification`, where it has written nothing here yet
 
 
 class Shard(Generic[M, R]):
@@ -133,6 +134,13 @@ class Shard(Generic[M, R]):
                 return False
         return self._machine is not None
 
+    def begin_verification(self, producer_id: int, producer_epoch: int) -> Guard | None:
+        """Before a transactional producer writes here: see `Partition.begin_verification`."""
+        producers = self.replica.partition.producers
+        if producers.in_transaction(producer_id, producer_epoch):
+            return None
+        return producers.begin(producer_id, producer_epoch, -1)
+
     # decisions
 
     def act(self, decision: Decision[R, Any], writing: Writing | None = None) -> int:
@@ -155,18 +163,20 @@ class Shard(Generic[M, R]):
                 producer_epoch=writing.producer_epoch,
                 attributes=batches.TRANSACTIONAL,
             )
-        offset = self._append(batch, now_ms)
-        identity = writing or (-1, -1)
+        guard = None if writing is None else writing.guard
+        header = batches.parse_header(batch)
+        offset = self._placed(partition.append_own(batch, header, now_ms, guard))
+        identity = (-1, -1) if writing is None else writing[:2]
         for at, record in enumerate(decision.records):
             machine.replay(record, Origin(offset + at, now_ms, *identity))
         return partition.next_offset
 
-    def act_end(self, marker: Marker) -> int:
+    def act_end(self, marker: Marker, *, strict: bool = False) -> int:
         """A transaction's marker into this partition, as `act`. Unavailable as there."""
-        now_ms = self._node.now_ms()
-        offset = self._append(encode_marker(marker, now_ms), now_ms)
+        partition = self.replica.partition
+        offset = self._placed(partition.append_marker(marker, self._node.now_ms(), strict=strict))
         self.machine.end(marker, offset)
-        return self.replica.partition.next_offset
+        return partition.next_offset
 
     async def perform(self, decision: Decision[R, Reply], writing: Writing | None = None) -> Reply:
         """The decision's reply, once all that it rests on is durable; Unavailable if it failed."""
@@ -180,16 +190,16 @@ class Shard(Generic[M, R]):
         except StorageError as error:
             raise Unavailable(ErrorCode.not_coordinator, str(error)) from error
 
-    def _append(self, batch: bytes, now_ms: int) -> int:
-        partition = self.replica.partition
-        appended = partition.append_own(batch, batches.parse_header(batch), now_ms)
+    def _placed(self, appended: Appended | Refused) -> int:
+        """The base offset, if the log took it."""
         if isinstance(appended, Appended):
             return appended.base_offset
         code = appended.code
         if code is ErrorCode.kafka_storage_error:
             self._throw_away()
             code = ErrorCode.not_coordinator
-        raise Unavailable(code, f"{partition.key} takes no records: {appended.message}")
+        key = self.replica.partition.key
+        raise Unavailable(code, f"{key} takes no records: {appended.message}")
 
     # loading
 
@@ -284,9 +294,9 @@ class Shards(Generic[M, R]):
         partitions = self._partitions or self._node.limits.coordinator_partitions
         return coordinator_partition(key, partitions)
 
-    async def find(self, key: str) -> Shard[M, R] | ErrorCode:
+    async def find(self, key: str, *, create: bool = True) -> Shard[M, R] | ErrorCode:
         """The shard that decides for `key`, ready; or what to answer instead."""
-        if not self._partitions:
+        if create and not self._partitions:
             await self.create()
         shard = self._shards.get(self.partition_of(key))
         if shard is None:

@@ -50,6 +50,13 @@ def broker(
     default_partitions: Annotated[
         int | None, typer.Option(help="Partitions of a topic made without saying how many. \\[1]")
     ] = None,
+    two_phase_commit: Annotated[
+        bool | None,
+        typer.Option(
+            "--two-phase-commit/--no-two-phase-commit",
+            help="Allow transactions without timeout, which clients prepare (KIP-939). \\[no]",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Prometheus metrics and /healthz; 0 takes a free port.")
     ] = None,

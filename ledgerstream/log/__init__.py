@@ -15,10 +15,11 @@ from ledgerstream.log.config import LogConfig, PartitionKey
 from ledgerstream.log.partition import Partition, Read
 from ledgerstream.log.store import Store
 from ledgerstream.log.validate import check_client_batch, check_request
-from ledgerstream.log.verdicts import Appended, Refused, Repeat
+from ledgerstream.log.verdicts import Appended, Guard, Refused, Repeat
 
 __all__ = [
     "Appended",
+    "Guard",
     "LogConfig",
     "Partition",
     "PartitionKey",

@@ -17,6 +17,7 @@ from ledgerstream.log.opentxns import Ended
 
 ABORTED_ENTRY_BYTES = 34
 _ENTRY = struct.Struct(">hqqqq")
+_NONE = bytearray()  # shared by all segments that have none waiting: most of them
 _READ_ENTRIES = 128  # at once, while walking
 
 
@@ -33,7 +34,7 @@ class AbortedIndex:
     __slots__ = ("_parts",)
 
     def __init__(self, on_disk: int = 0) -> None:
-        self._parts = on_disk, bytearray()  # one object, so that readers see both of one moment
+        self._parts = on_disk, _NONE  # one object, so that readers see both of one moment
 
     def __len__(self) -> int:
         on_disk, waiting = self._parts
@@ -41,6 +42,8 @@ class AbortedIndex:
 
     def add(self, ended: Ended) -> None:
         assert not ended.committed
+        if self._parts[1] is _NONE:
+            self._parts = self._parts[0], bytearray()
         self._parts[1].extend(_ENTRY.pack(0, *ended[:4]))
 
     def waiting(self) -> tuple[int, bytes]:
@@ -53,7 +56,7 @@ class AbortedIndex:
         on_disk, waiting = self._parts
         new = end - on_disk * ABORTED_ENTRY_BYTES
         if new > 0:
-            self._parts = end // ABORTED_ENTRY_BYTES, waiting[new:]
+            self._parts = end // ABORTED_ENTRY_BYTES, waiting[new:] or _NONE
 
     def count_below(self, offset: int, read: ReadAt) -> int:
         """How many markers lie below `offset`."""

@@ -33,6 +33,7 @@ BAD_BYTES = (
     DecodeError,
 )  # fmt: skip
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _HEADER = struct.Struct(">hhih")
 _I32 = struct.Struct(">i")
 
@@ -204,6 +205,8 @@ def _shape(schema: Any) -> tuple[tuple[str, Any], ...]:
 def _conversion(hint: Any, field: dataclasses.Field[Any]) -> Any:
     if field.metadata.get("kafka_type") in ("timedelta_i32", "timedelta_i64"):
         return lambda ms: dt.timedelta(milliseconds=ms)
+    if field.metadata.get("kafka_type") == "datetime_i64":
+        return lambda ms: _EPOCH + dt.timedelta(milliseconds=ms)
     if field.metadata.get("kafka_type") == "error_code":
         return ErrorCode
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:

@@ -22,11 +22,18 @@ class Api(IntEnum):
     DELETE_TOPICS = 20
     INIT_PRODUCER_ID = 22
     OFFSET_FOR_LEADER_EPOCH = 23
+    ADD_PARTITIONS_TO_TXN = 24
+    ADD_OFFSETS_TO_TXN = 25
+    END_TXN = 26
+    WRITE_TXN_MARKERS = 27
     DESCRIBE_CONFIGS = 32
     DESCRIBE_LOG_DIRS = 35
     CREATE_PARTITIONS = 37
     INCREMENTAL_ALTER_CONFIGS = 44
     DESCRIBE_CLUSTER = 60
+    DESCRIBE_PRODUCERS = 61
+    DESCRIBE_TRANSACTIONS = 65
+    LIST_TRANSACTIONS = 66
 
 
 # as Apache Kafka 4.3 has them, where the work is the same
@@ -39,12 +46,19 @@ BROKER_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.API_VERSIONS: (0, 4),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
-    Api.INIT_PRODUCER_ID: (0, 5),
+    Api.INIT_PRODUCER_ID: (0, 6),  # 6 is KIP-939, which Apache Kafka has not finished
     Api.OFFSET_FOR_LEADER_EPOCH: (2, 4),
+    Api.ADD_PARTITIONS_TO_TXN: (0, 5),
+    Api.ADD_OFFSETS_TO_TXN: (0, 4),
+    Api.END_TXN: (0, 5),
+    Api.WRITE_TXN_MARKERS: (1, 2),
     Api.DESCRIBE_CONFIGS: (1, 4),
     Api.DESCRIBE_LOG_DIRS: (1, 5),
     Api.CREATE_PARTITIONS: (0, 3),
     Api.INCREMENTAL_ALTER_CONFIGS: (0, 1),
     Api.DESCRIBE_CLUSTER: (0, 2),
+    Api.DESCRIBE_PRODUCERS: (0, 0),
+    Api.DESCRIBE_TRANSACTIONS: (0, 0),
+    Api.LIST_TRANSACTIONS: (0, 2),
 }
 PRODUCE_VERSION_MIN = 3  # the first with record batches v2

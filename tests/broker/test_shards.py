@@ -22,7 +22,10 @@ from ledgerstream.machine import Decision
 from ledgerstream.wire.markers import Marker, coordinator_partition, java_hash
 
 TOPIC = "__consumer_offsets"
-QUICK = Limits(storage_retry_ms=20, tick_ms=10, coordinator_partitions=4)
+QUICK = Limits(
+    storage_retry_ms=20, tick_ms=10, coordinator_partitions=4,
+    round_journal_bytes=0, round_direct_files_max=10_000,  # a failing file fails its round
+)  # fmt: skip
 Pair = tuple[str, int]
 
 
@@ -88,6 +91,10 @@ async def running(directory: Path) -> AsyncIterator[tuple[Node, Shards[Counts, P
         yield node, shards
     finally:
         await node.stop()
+
+
+def writing(shard: Shard[Counts, Pair], pid: int, epoch: int) -> Writing:
+    return Writing(pid, epoch, shard.begin_verification(pid, epoch))
 
 
 async def found(shards: Shards[Counts, Pair], key: str) -> Shard[Counts, Pair]:
@@ -167,9 +174,9 @@ async def test_a_restart_is_a_replay_with_offsets_transactions_and_markers(tmp_p
         shard = await found(shards, "a")
         await shard.perform(shard.machine.decide_add("a", 1))
         for pid, committed in ((7, True), (8, False)):
-            await shard.perform(shard.machine.decide_add("a", pid), Writing(pid, 0))
+            await shard.perform(shard.machine.decide_add("a", pid), writing(shard, pid, 0))
             await shard.wait_durable(shard.act_end(Marker(pid, 0, 3, committed)))
-        await shard.perform(shard.machine.decide_add("open", 5), Writing(9, 2))
+        await shard.perform(shard.machine.decide_add("open", 5), writing(shard, 9, 2))
         before = vars(shard.machine)
         assert before["sums"] == {"a": 8}
     async with running(tmp_path) as (_, shards):
@@ -230,9 +237,9 @@ async def test_a_failed_append_throws_the_machine_away_and_the_log_gives_it_back
 async def test_a_fenced_producer_writes_no_offsets_and_the_machine_stays(tmp_path: Path) -> None:
     async with running(tmp_path) as (_, shards):
         shard = await found(shards, "a")
-        await shard.perform(shard.machine.decide_add("a", 1), Writing(7, 5))
+        await shard.perform(shard.machine.decide_add("a", 1), writing(shard, 7, 5))
         with pytest.raises(Unavailable) as refused:
-            await shard.perform(shard.machine.decide_add("a", 1), Writing(7, 4))
+            await shard.perform(shard.machine.decide_add("a", 1), writing(shard, 7, 4))
         assert refused.value.code is ErrorCode.invalid_producer_epoch
         assert shard.machine.open == {7: [("a", 1)]}
 

@@ -27,9 +27,26 @@ LEAST: dict[Api, dict[str, object]] = {
     Api.DELETE_TOPICS: {"topics": [], "topic_names": [], "timeout": 1000},
     Api.INIT_PRODUCER_ID: {
         "transactional_id": None, "transaction_timeout": 1000, "producer_id": -1,
-        "producer_epoch": -1, "enable_2_pc": False, "keep_prepared_txn": False,
+        "producer_epoch": -1, "enable2_pc": False, "keep_prepared_txn": False,
     },
     Api.OFFSET_FOR_LEADER_EPOCH: {"replica_id": -1, "topics": []},
+    Api.ADD_PARTITIONS_TO_TXN: {
+        "v3_and_below_transactional_id": "", "v3_and_below_producer_id": 0,
+        "v3_and_below_producer_epoch": 0, "v3_and_below_topics": [], "transactions": [],
+    },
+    Api.ADD_OFFSETS_TO_TXN: {
+        "transactional_id": "", "producer_id": 0, "producer_epoch": 0, "group_id": "g",
+    },
+    Api.END_TXN: {
+        "transactional_id": "", "producer_id": 0, "producer_epoch": 0, "committed": True,
+    },
+    Api.WRITE_TXN_MARKERS: {"markers": []},
+    Api.DESCRIBE_PRODUCERS: {"topics": []},
+    Api.DESCRIBE_TRANSACTIONS: {"transactional_ids": []},
+    Api.LIST_TRANSACTIONS: {
+        "state_filters": [], "producer_id_filters": [], "duration_filter": -1,
+        "transactional_id_pattern": None,
+    },
     Api.DESCRIBE_CONFIGS: {
         "resources": [
             {"resource_type": 4, "resource_name": "1", "configuration_keys": None}
@@ -45,8 +62,12 @@ LEAST: dict[Api, dict[str, object]] = {
     },
 }  # fmt: skip
 
-# groups are not served yet
-REFUSED = {Api.FIND_COORDINATOR: "coordinator_not_available"}
+# with the least that they take; groups are not served yet
+REFUSED = {
+    Api.FIND_COORDINATOR: "coordinator_not_available",
+    Api.ADD_OFFSETS_TO_TXN: "invalid_request",  # no transactional id
+    Api.END_TXN: "invalid_request",
+}
 
 EVERY = [
     (api, version)

@@ -11,6 +11,7 @@ import pytest
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.wire import batches
+from tests.differential import transactions  # noqa: F401 - its scenarios are among them
 from tests.differential.raw import Raw
 from tests.differential.scenarios import SCENARIOS
 from tests.peers.kafka import ApacheKafka
@@ -25,6 +26,8 @@ UNEQUAL_BY_NATURE = {
 EXPLAINED: dict[tuple[str, str], str] = {
     ("produce_malformed_batches", "codec 5"): "UNSUPPORTED_COMPRESSION_TYPE says what is wrong, "
     "where Kafka fails with UNKNOWN_SERVER_ERROR",
+    ("produce_outside_of_a_transaction", "a repeat"): "a batch that is in the log is answered with "
+    "its offset, also when its transaction has ended",
     **{
         ("metadata_in_every_version", f"v{version}"): "an automatically created topic is told of "
         "in the same reply: waiting beats refusing"
