@@ -206,7 +206,7 @@ def _conversion(hint: Any, field: dataclasses.Field[Any]) -> Any:
     if field.metadata.get("kafka_type") in ("timedelta_i32", "timedelta_i64"):
         return lambda ms: dt.timedelta(milliseconds=ms)
     if field.metadata.get("kafka_type") == "datetime_i64":
-        return lambda ms: _EPOCH + dt.timedelta(milliseconds=ms)
+        return _optional(lambda ms: _EPOCH + dt.timedelta(milliseconds=ms))
     if field.metadata.get("kafka_type") == "error_code":
         return ErrorCode
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
