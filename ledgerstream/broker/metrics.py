@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -59,6 +60,7 @@ class NodeCollector:
         for partition in failures(node):
             failed.add_metric([partition], 1)
         yield failed
+        yield from transactions(node)
         ends = GaugeMetricFamily(
             "ledgerstream_partition_high_watermark",
             "Offset up to which a partition is durable",
@@ -68,6 +70,40 @@ class NodeCollector:
             key = replica.partition.key
             ends.add_metric([key.topic, str(key.index)], replica.partition.high_watermark)
         yield ends
+
+
+def transactions(node: Node) -> Iterator[Metric]:
+    """What the coordinators hold, how long they took to load, and what nobody seems to end."""
+    counts = GaugeMetricFamily(
+        "ledgerstream_transactions", "Transactional ids, by state", labels=["state"]
+    )
+    found = Counter(
+        txn.state.label
+        for shard in list(node.transactions.shards)
+        if shard.ready
+        for txn in list(shard.machine.txns.values())
+    )
+    for state, count in found.items():
+        counts.add_metric([state], count)
+    yield counts
+    yield GaugeMetricFamily(
+        "ledgerstream_coordinator_load_seconds_max",
+        "The longest load of a coordinator's partition (KIP-484)",
+        max(
+            (shard.load_ms for each in list(node.coordinators.values()) for shard in list(each)),
+            default=0.0,
+        )
+        / 1000,
+    )
+    late = GaugeMetricFamily(
+        "ledgerstream_partition_late_transactions",
+        "Transactions open for longer than any timeout allows: prepared and waiting for their "
+        "decision, or left by nobody knows whom",
+        labels=["topic", "partition"],
+    )
+    for key, count in node.transactions.late.items():
+        late.add_metric([key.topic, str(key.index)], count)
+    yield late
 
 
 def vars_of(stats: Any) -> dict[str, float]:

@@ -18,6 +18,7 @@ from kio.schema.errors import ErrorCode
 from ledgerstream.broker.markers import Markers
 from ledgerstream.broker.shards import Shard, Shards, Unavailable
 from ledgerstream.errors import StorageError
+from ledgerstream.log import PartitionKey
 from ledgerstream.machine import Decision
 from ledgerstream.txn import Coordinator, Txn, TxnCodec, TxnRecord, TxnState
 from ledgerstream.txn.coordinator import V1, V2
@@ -49,6 +50,7 @@ class Transactions:
         self._markers = markers
         self._waiting: dict[str, asyncio.Future[None]] = {}  # for the end of an id's transaction
         self._timeouts_at_ms = self._expiry_at_ms = 0
+        self.late: dict[PartitionKey, int] = {}  # transactions that hang, by partition
 
     async def decide(self, txn_id: str, ask: Ask) -> Any:
         """The reply of the decision, durable; or the ErrorCode that stands in its way."""
@@ -172,11 +174,27 @@ class Transactions:
                 if shard.ready:
                     for txn_id in shard.machine.overdue(now_ms):
                         self._node.spawn(self._time_out(txn_id))
+            self._look_for_late(now_ms)
         if now_ms >= self._expiry_at_ms:
             self._expiry_at_ms = now_ms + limits.transactional_id_expiry_check_ms
             for shard in self.shards:
                 if shard.ready:
                     self._expire(shard, now_ms)
+
+    def _look_for_late(self, now_ms: int) -> None:
+        """Open for longer than any timeout: prepared and forgotten, or of nobody (KIP-664)."""
+        limits = self._node.limits
+        after_ms = limits.transaction_timeout_ms_max + limits.transaction_late_ms
+        found = {}
+        for replica in self._node.replicas:
+            partition = replica.partition
+            if len(partition.producers.open):
+                count = sum(1 for _ in partition.producers.late(now_ms, after_ms))
+                if count:
+                    found[partition.key] = count
+        for key in found.keys() - self.late.keys():
+            log.warning("transaction hangs", partition=str(key), transactions=found[key])
+        self.late = found
 
     async def _time_out(self, txn_id: str) -> None:
         log.info("transaction timed out", id=txn_id)

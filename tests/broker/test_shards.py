@@ -247,7 +247,7 @@ async def test_a_fenced_producer_writes_no_offsets_and_the_machine_stays(tmp_pat
 async def test_requests_wait_for_a_coordinator_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Item 59: COORDINATOR_LOAD_IN_PROGRESS only after a while."""
+    """Items 28, 59: COORDINATOR_LOAD_IN_PROGRESS only after a while."""
     async with running(tmp_path) as (_, shards):
         shard = await found(shards, "a")
         await shard.perform(shard.machine.decide_add("a", 1))

@@ -318,6 +318,8 @@ def idempotent_sequences_wrap(raw: Raw, name: str) -> Seen:
 
 @scenario
 def init_producer_id(raw: Raw, name: str) -> Seen:
+    """Items 24, 25, 26."""
+
     def ask(version: int, **fields: Any) -> Any:
         given = {
             "transactional_id": None, "transaction_timeout": 1000, "producer_id": -1,

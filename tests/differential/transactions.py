@@ -132,6 +132,8 @@ def settled(ask: Any) -> Any:
     """Ask again while the transaction before this one ends: how long that takes is not compared."""
     for _ in range(20_000):
         reply = ask()
+        if reply == "closed":
+            raise ConnectionError("the broker has closed the connection")
         code = reply.get("error_code")
         if code not in NOT_YET and not NOT_YET & set(codes(reply)):
             return reply
@@ -184,6 +186,7 @@ def stable(raw: Raw, topic: str, wanted: int) -> int:
 
 @scenario
 def find_coordinators(raw: Raw, name: str) -> Seen:
+    """Item 61."""
     for version in range(1, 7):
         for kind in (1, 9):
             reply = until(lambda v=version, k=kind: _first(raw.ask(
@@ -200,6 +203,7 @@ def _first(reply: Any) -> Any:
 
 @scenario
 def init_of_a_transactional_id(raw: Raw, name: str) -> Seen:
+    """Items 27, 29, 30 and 33 to 36, 39."""
     producer = Producer(raw, name)
     for version in range(6):
         yield f"v{version}", producer.init(version)
@@ -217,6 +221,7 @@ def init_of_a_transactional_id(raw: Raw, name: str) -> Seen:
 
 @scenario
 def init_wrong(raw: Raw, name: str) -> Seen:
+    """Items 25, 26."""
     producer = Producer(raw, name)
     yield "id alone", producer.init(given=(5, -1))
     yield "epoch alone", producer.init(given=(-1, 5))
@@ -253,16 +258,19 @@ def life(raw: Raw, name: str, v2: bool) -> Seen:
 
 @scenario
 def transactions_v1(raw: Raw, name: str) -> Seen:
+    """Items 51, 65, 76, 78, 82."""
     yield from life(raw, name, False)
 
 
 @scenario
 def transactions_v2(raw: Raw, name: str) -> Seen:
+    """Items 53, 65, 76, 78, 82, 92."""
     yield from life(raw, name, True)
 
 
 @scenario
 def what_is_open_is_not_read(raw: Raw, name: str) -> Seen:
+    """Items 73, 78."""
     create(raw, name)
     one, two = Producer(raw, name + "1"), Producer(raw, name + "2", v2=True)
     one.init(), two.init()
@@ -281,6 +289,7 @@ def what_is_open_is_not_read(raw: Raw, name: str) -> Seen:
 
 @scenario
 def add_partitions_in_every_version(raw: Raw, name: str) -> Seen:
+    """Items 47, 48."""
     create(raw, name, 3)
     producer = Producer(raw, name)
     for version in range(4):
@@ -298,6 +307,7 @@ def add_partitions_in_every_version(raw: Raw, name: str) -> Seen:
 
 @scenario
 def verification_of_partitions(raw: Raw, name: str) -> Seen:
+    """Items 85, 87."""
     create(raw, name, 2)
     producer = Producer(raw, name)
     producer.init()
@@ -312,6 +322,7 @@ def verification_of_partitions(raw: Raw, name: str) -> Seen:
 
 @scenario
 def produce_outside_of_a_transaction(raw: Raw, name: str) -> Seen:
+    """Items 5, 85, 87."""
     create(raw, name, 2)
     producer = Producer(raw, name)
     producer.init()
@@ -346,6 +357,7 @@ def produce_outside_of_a_transaction(raw: Raw, name: str) -> Seen:
 
 @scenario
 def plain_data_in_an_open_transaction(raw: Raw, name: str) -> Seen:
+    """Item 13."""
     create(raw, name)
     producer = Producer(raw, name)
     producer.init()
@@ -367,6 +379,7 @@ def a_new_producer_fences_v2(raw: Raw, name: str) -> Seen:
 
 
 def fencing(raw: Raw, name: str, v2: bool) -> Seen:
+    """Items 31, 36, 39, 66."""
     create(raw, name, 2)
     old, new = Producer(raw, name, v2=v2), Producer(raw, name, v2=v2)
     new.names = old.names
@@ -390,6 +403,7 @@ def fencing(raw: Raw, name: str, v2: bool) -> Seen:
 
 @scenario
 def end_in_every_state_v1(raw: Raw, name: str) -> Seen:
+    """Item 51."""
     create(raw, name)
     nobody = Producer(raw, name + "-nobody")
     nobody.pid = nobody.epoch = 1
@@ -410,6 +424,7 @@ def end_in_every_state_v1(raw: Raw, name: str) -> Seen:
 
 @scenario
 def end_in_every_state_v2(raw: Raw, name: str) -> Seen:
+    """Items 53, 55."""
     create(raw, name)
     nobody = Producer(raw, name + "-nobody", v2=True)
     nobody.pid = nobody.epoch = 1
@@ -438,6 +453,7 @@ def end_in_every_state_v2(raw: Raw, name: str) -> Seen:
 
 @scenario
 def v2_repeats_and_late_requests(raw: Raw, name: str) -> Seen:
+    """Items 5, 11, 53, 91; bug 1."""
     create(raw, name)
     producer = Producer(raw, name, v2=True)
     producer.init()
@@ -458,6 +474,7 @@ def v2_repeats_and_late_requests(raw: Raw, name: str) -> Seen:
 
 @scenario
 def a_client_that_switches_to_v2(raw: Raw, name: str) -> Seen:
+    """Item 92; bug 11."""
     create(raw, name, 2)
     producer = Producer(raw, name)
     producer.init()
@@ -476,6 +493,7 @@ def a_client_that_switches_to_v2(raw: Raw, name: str) -> Seen:
 
 @scenario
 def init_while_a_transaction_is_open(raw: Raw, name: str) -> Seen:
+    """Items 31, 33."""
     create(raw, name)
     for v2 in (False, True):
         producer = Producer(raw, f"{name}{v2}", v2=v2)
@@ -491,6 +509,7 @@ def init_while_a_transaction_is_open(raw: Raw, name: str) -> Seen:
 
 @scenario
 def transactions_time_out(raw: Raw, name: str) -> Seen:
+    """Items 56, 57."""
     create(raw, name)
     for v2 in (False, True):
         for committed in (True, False):
@@ -516,7 +535,7 @@ def stable_slowly(raw: Raw, topic: str, wanted: int) -> int:
 
 @scenario
 def epochs_run_out_v2(raw: Raw, name: str) -> Seen:
-    """An abort of nothing bumps the epoch, so the last one can be reached."""
+    """Items 37, 38, 54: an abort of nothing bumps the epoch, so the last one can be reached."""
     create(raw, name)
     producer = Producer(raw, name, v2=True)
     producer.init()
@@ -538,6 +557,7 @@ def epochs_run_out_v2(raw: Raw, name: str) -> Seen:
 
 @scenario
 def who_is_listed(raw: Raw, name: str) -> Seen:
+    """Item 63."""
     create(raw, name)
     open_one, done, empty = (Producer(raw, f"{name}-{kind}") for kind in ("open", "done", "empty"))
     for producer in (open_one, done, empty):
@@ -584,6 +604,7 @@ def until_state(producer: Producer, wanted: str) -> None:
 
 @scenario
 def an_operator_aborts(raw: Raw, name: str) -> Seen:
+    """Items 66, 67, 68, 84."""
     create(raw, name)
     producer = Producer(raw, name)
     producer.init()
