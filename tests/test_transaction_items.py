@@ -16,6 +16,7 @@ from tests.txn import play
 
 HERE = Path(__file__).parent
 FILES = [
+    *(HERE / "cli").glob("test_transactions.py"),
     *(HERE / "log").glob("test_*.py"),
     *(HERE / "txn").glob("test_*.py"),
     *(HERE / "broker").glob("test_*.py"),

@@ -26,6 +26,7 @@ from ledgerstream.cli import (
     state,
     status,
     topics,
+    transactions,
     verify,
 )
 from ledgerstream.errors import LedgerStreamError
@@ -54,6 +55,7 @@ app.command()(explain.explain)
 app.add_typer(state.app, name="state")
 app.command()(broker.broker)
 app.add_typer(topics.app, name="topic")
+app.add_typer(transactions.app, name="transactions")
 app.command(name="import")(records.import_)
 app.command()(records.produce)
 app.command()(records.consume)

@@ -27,16 +27,21 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.FETCH: (4, 17),
     Api.LIST_OFFSETS: (1, 8),
     Api.METADATA: (1, 12),
+    Api.FIND_COORDINATOR: (4, 6),
     Api.API_VERSIONS: (0, 3),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
     Api.INIT_PRODUCER_ID: (0, 4),
     Api.OFFSET_FOR_LEADER_EPOCH: (2, 4),
+    Api.WRITE_TXN_MARKERS: (1, 1),
     Api.DESCRIBE_CONFIGS: (1, 4),
     Api.DESCRIBE_LOG_DIRS: (1, 4),
     Api.CREATE_PARTITIONS: (0, 3),
     Api.INCREMENTAL_ALTER_CONFIGS: (0, 1),
     Api.DESCRIBE_CLUSTER: (0, 1),
+    Api.DESCRIBE_PRODUCERS: (0, 0),
+    Api.DESCRIBE_TRANSACTIONS: (0, 0),
+    Api.LIST_TRANSACTIONS: (0, 1),
 }
 
 

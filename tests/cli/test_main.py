@@ -37,6 +37,10 @@ COMMANDS = [
     "topic delete",
     "topic describe",
     "topic list",
+    "transactions abort",
+    "transactions describe",
+    "transactions find-hanging",
+    "transactions list",
     "verify",
 ]
 
