@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client
@@ -15,6 +16,9 @@ from tests.peers import kafka
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 _numbers = itertools.count()
+# how long an example takes on a busy machine says nothing
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
