@@ -74,6 +74,8 @@ class Markers:
     def place(self, topic: str, index: int, marker: Marker, *, strict: bool) -> Placed | ErrorCode:
         """Append it to a partition of this node. In a coordinator's own partition its machine
         sees it in the same breath: offsets of the transaction are there when this is durable."""
+        if marker.producer_id < 0 or marker.producer_epoch < 0:
+            return ErrorCode.invalid_producer_id_mapping
         replica = self._node.replicas.named(topic, index)
         if replica is None:
             return ErrorCode.unknown_topic_or_partition

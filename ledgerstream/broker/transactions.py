@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("broker")
 
 TOPIC = "__transaction_state"
+TXN_ID_BYTES_MAX = 2**15 - 1  # of the record format
 Ask = Callable[[Coordinator, int | None], Decision[TxnRecord, Any]]
 TxnShard = Shard[Coordinator, TxnRecord]
 
@@ -54,6 +55,8 @@ class Transactions:
 
     async def decide(self, txn_id: str, ask: Ask) -> Any:
         """The reply of the decision, durable; or the ErrorCode that stands in its way."""
+        if len(txn_id.encode()) > TXN_ID_BYTES_MAX:
+            return ErrorCode.invalid_request
         deadline = self._node.loop.time() + self._node.limits.transaction_hold_ms / 1000
         new_id = None
         while True:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from ledgerstream.errors import CorruptError
+from ledgerstream.errors import CorruptError, DecodeError
 from ledgerstream.limits import Limits
 from ledgerstream.log.aborted import ABORTED_ENTRY_BYTES, AbortedIndex
 from ledgerstream.log.disk import Disk, Handle
@@ -42,6 +42,7 @@ from ledgerstream.log.snapshots import (
 )
 from ledgerstream.wire.batches import (
     HEADER_BYTES,
+    Buffer,
     Header,
     crc_matches,
     parse_header,
@@ -245,7 +246,19 @@ class _Recovery:
                 and crc_matches(chunk, at, header)
             ):
                 return
-            yield header, read_marker(chunk, at) if header.control else None
+            yield header, self._marker(segment, header, chunk, at)
+
+    def _marker(
+        self, segment: Segment, header: Header, batch: Buffer, at: int = 0
+    ) -> Marker | None:
+        """What a control batch says; one with a right CRC that says nothing is a disk that lies."""
+        if not header.control:
+            return None
+        try:
+            return read_marker(batch, at)
+        except DecodeError as error:
+            where = f"{segment.log.path} at offset {header.base_offset:,}"
+            raise CorruptError(f"{where}: {error}", REMEDY) from error
 
     def _follows(self, base_offset: int) -> bool:
         """Offsets, which no CRC covers, have no gaps but where compaction made them."""
@@ -314,7 +327,7 @@ class _Recovery:
                 )
             self.disk.write(self.disk.create(segment.log), [batch], segment.size)
             header = parse_header(batch)
-            self._take(segment, header, read_marker(batch) if header.control else None)
+            self._take(segment, header, self._marker(segment, header, batch))
 
     def _finish(self) -> None:
         """Write what was rebuilt, and sync it all: the recovery point is the end now."""

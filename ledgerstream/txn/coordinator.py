@@ -68,6 +68,7 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.txns: dict[str, Txn] = {}
+        self._ongoing: set[str] = set()  # of those: few are open at a time
 
     # -- the only mutation
 
@@ -75,8 +76,13 @@ class Coordinator:
         """Live and after a restart alike; a compacted log may have left out what lies between."""
         if isinstance(record, Forgotten):
             self.txns.pop(record.txn_id, None)
+            self._ongoing.discard(record.txn_id)
+            return
+        self.txns[record.txn_id] = record
+        if record.state is ONGOING:
+            self._ongoing.add(record.txn_id)
         else:
-            self.txns[record.txn_id] = record
+            self._ongoing.discard(record.txn_id)
 
     def end(self, marker: object, offset: int) -> None:
         """There are no transactions inside this log."""
@@ -326,7 +332,7 @@ class Coordinator:
 
     def overdue(self, now_ms: int) -> list[str]:
         """Ids whose transaction is open for longer than its timeout, since its first partition."""
-        return [txn.txn_id for txn in self.txns.values() if _is_overdue(txn, now_ms)]
+        return [txn_id for txn_id in self._ongoing if _is_overdue(self.txns[txn_id], now_ms)]
 
     def decide_expire(self, now_ms: int, after_ms: int) -> Decision[TxnRecord, None]:
         """Forget ids that are at rest and were not used for `after_ms`."""

@@ -203,6 +203,25 @@ def test_a_deleted_topic_does_not_hold_up_the_others(our_broker: Broker, topic: 
         assert producer.describe()[1] == "CompleteCommit"
 
 
+def test_what_no_record_can_hold_is_refused(our_broker: Broker, topic: str) -> None:
+    with Raw(our_broker.address) as raw:
+        create(raw, topic)
+        reply = raw.ask(
+            Api.INIT_PRODUCER_ID, 4, transactional_id="x" * 40_000, transaction_timeout=1000,
+            producer_id=-1, producer_epoch=-1,
+        )  # fmt: skip
+        assert reply["error_code"] == "invalid_request"
+        reply = raw.ask(
+            Api.WRITE_TXN_MARKERS, 1,
+            markers=[{
+                "producer_id": -1, "producer_epoch": 0, "transaction_result": True,
+                "topics": [{"name": topic, "partition_indexes": [0, 5]}], "coordinator_epoch": 0,
+            }],
+        )  # fmt: skip
+        parts = reply["markers"][0]["topics"][0]["partitions"]
+        assert {part["error_code"] for part in parts} == {"invalid_producer_id_mapping"}
+
+
 def test_a_partition_is_added_all_or_nothing(our_broker: Broker, topic: str) -> None:
     """Item 48."""
     with Raw(our_broker.address) as raw:
