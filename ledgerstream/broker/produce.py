@@ -7,6 +7,7 @@ reply.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -110,53 +111,76 @@ def handle(node: Node, exchange: Exchange) -> None:
         return
     for topic in request.topics:
         production.topics.append((topic.name, topic.topic_id, len(topic.partitions)))
-    guards = _begin_verification(checked) if request.transactional_id is not None else {}
-    if guards:
-        checked = [(_owned(part), replica, found) for part, replica, found in checked]
-        waiting = _append_verified(node, production, checked, guards)
-        node.spawn(node.dispatch.finish(exchange, waiting))
-    else:
-        _append_all(node, production, checked, guards)
+    production.results = [Produced(part.partition, 0, -1, -1, -1) for part, _, _ in checked]
+    asks: set[int] = set()
+    if request.transactional_id is not None:
+        asks = _begin_verification(
+            checked, node.transactions.is_admitting(request.transactional_id)
+        )
+    # those that need not ask are placed now: what comes after must not overtake them
+    now = {place: each for place, each in enumerate(checked) if place not in asks}
+    if not asks:
+        if not _append_all(node, production, now, {}):
+            _reply(production)
+        elif production.undurable:
+            node.waiting_produce.append(production)
+        return
+    production.undurable.update(asks)
+    _append_all(node, production, now, {})
+    if request.acks != 0:
+        node.waiting_produce.append(production)
+    later: dict[int, Checked] = {}
+    for place in sorted(asks):
+        part, replica, found = checked[place]
+        later[place] = _owned(part), replica, found
+    turn = node.transactions.turn(request.transactional_id)
+    node.spawn(node.dispatch.finish(exchange, _append_verified(node, production, later, turn)))
 
 
 def _append_all(
-    node: Node, production: Production, checked: list[Checked], guards: dict[int, Guard]
-) -> None:
-    """Place every batch, and reply once all of them are durable."""
-    exchange, now_ms = production.exchange, node.now_ms()
+    node: Node, production: Production, checked: dict[int, Checked], guards: dict[int, Guard]
+) -> bool:
+    """Place these batches; whether any of them has to be awaited, and will see to the reply."""
+    now_ms = node.now_ms()
     waits: list[tuple[Replica, int, int]] = []
-    for place, (part, replica, found) in enumerate(checked):
+    for place, (part, replica, found) in checked.items():
         if isinstance(found, Refused):
-            production.results.append(_refused(part, found, replica))
+            production.results[place] = _refused(part, found, replica)
             continue
         assert replica is not None
-        guard = guards.get(place)
-        production.results.append(_append(replica, part, found, now_ms, place, waits, guard))
-    if exchange.message.acks == 0:
-        failed = any(result.error for result in production.results)
-        exchange.send(())
-        if failed:
-            exchange.connection.close("a record was refused that asked for no acknowledgement")
-        return
+        production.results[place] = _append(
+            replica, part, found, now_ms, place, waits, guards.get(place)
+        )
+    production.undurable -= checked.keys()
+    if production.exchange.message.acks == 0:
+        return False
     production.undurable.update(place for _, _, place in waits)
     for replica, offset, place in waits:
         replica.when_durable(offset, partial(production.durable, place, replica.partition))
-    if not waits:
+    return bool(waits)
+
+
+def _reply(production: Production) -> None:
+    """Nothing is awaited any more."""
+    exchange = production.exchange
+    if exchange.message.acks != 0:
         production.reply_if_done()
-    elif production.undurable:
-        node.waiting_produce.append(production)
+        return
+    exchange.send(())
+    if any(result.error for result in production.results):
+        exchange.connection.close("a record was refused that asked for no acknowledgement")
 
 
-def _begin_verification(checked: list[Checked]) -> dict[int, Guard]:
-    """By place: the batches with which a transaction begins to write to a partition."""
-    guards = {}
+def _begin_verification(checked: list[Checked], behind_others: bool) -> set[int]:
+    """The places of the batches with which a transaction begins to write to a partition; of all
+    its batches, where earlier ones have asked and have no answer yet."""
+    asks = set()
     for place, (_, replica, found) in enumerate(checked):
         if isinstance(found, Header) and found.transactional:
             assert replica is not None
-            guard = replica.partition.begin_verification(found)
-            if guard is not None:
-                guards[place] = guard
-    return guards
+            if replica.partition.begin_verification(found) is not None or behind_others:
+                asks.add(place)
+    return asks
 
 
 def _owned(part: ProducePart) -> ProducePart:
@@ -165,38 +189,45 @@ def _owned(part: ProducePart) -> ProducePart:
 
 
 async def _append_verified(
-    node: Node, production: Production, checked: list[Checked], guards: dict[int, Guard]
+    node: Node, production: Production, checked: dict[int, Checked], turn: asyncio.Lock
 ) -> None:
     """Ask the coordinator whether the transaction knows of these partitions (KIP-890), which it
     does from the asking on where each transaction has an epoch of its own."""
     request, version = production.exchange.message, production.exchange.header.version
     implicit = version >= IMPLICIT_SINCE
-    where: dict[int, tuple[str, int]] = {}
-    firsts: list[tuple[int, Partition, Header]] = []
-    for place in guards:
-        _, replica, header = checked[place]
+    firsts: dict[int, tuple[Partition, Header]] = {}
+    for place, (_, replica, header) in checked.items():
         assert replica is not None and isinstance(header, Header)
-        where[place] = (replica.partition.key.topic, replica.partition.key.index)
-        firsts.append((place, replica.partition, header))
-    guarded: dict[int, Guard] = {}
+        firsts[place] = replica.partition, header
+    guards: dict[int, Guard] = {}
 
     def asking() -> None:
-        for place, partition, header in firsts:
+        for place, (partition, header) in firsts.items():
             guard = partition.begin_verification(header)
             if guard is not None:
-                guarded[place] = guard
+                guards[place] = guard
                 guard.new_epoch = implicit
 
-    errors = await node.transactions.admit(
-        request.transactional_id, firsts[0][2].producer_id, firsts[0][2].producer_epoch,
-        list(where.values()), implicit=implicit, asking=asking,
-    )  # fmt: skip
-    for place in guards:
-        code = _admitted(errors[where[place]], version)
-        if code is not ErrorCode.none:
-            part, replica, _ = checked[place]
-            checked[place] = part, replica, Refused(code, "")
-    _append_all(node, production, checked, guarded)
+    def done(errors: dict[tuple[str, int], ErrorCode]) -> None:
+        if request.acks != 0 and production.undurable.isdisjoint(checked):
+            return  # the time was up: it has been answered, and the client will send it again
+        for place, (partition, _) in firsts.items():
+            code = _admitted(errors[partition.key.topic, partition.key.index], version)
+            if code is not ErrorCode.none:
+                part, replica, _ = checked[place]
+                checked[place] = part, replica, Refused(code, "")
+        if not _append_all(node, production, checked, guards) and not production.undurable:
+            _reply(production)
+
+    ((_, first), *_) = firsts.values()
+    async with turn:
+        done(
+            await node.transactions.admit(
+                request.transactional_id, first.producer_id, first.producer_epoch,
+                [(p.key.topic, p.key.index) for p, _ in firsts.values()],
+                implicit=implicit, asking=asking,
+            )
+        )  # fmt: skip
 
 
 def _admitted(error: ErrorCode, version: int) -> ErrorCode:

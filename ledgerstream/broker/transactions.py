@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import structlog
 from kio.schema.errors import ErrorCode
@@ -49,6 +50,7 @@ class Transactions:
         )
         self._node = node
         self._markers = markers
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # in use
         self._waiting: dict[str, asyncio.Future[None]] = {}  # for the end of an id's transaction
         self._timeouts_at_ms = self._expiry_at_ms = 0
         self.late: dict[PartitionKey, int] = {}  # transactions that hang, by partition
@@ -81,6 +83,18 @@ class Transactions:
             if decision.records and self._finish_if_ending(shard, txn_id) and concurrent:
                 continue  # a transaction was in the way; its end is awaited above
             return reply
+
+    def turn(self, txn_id: str) -> asyncio.Lock:
+        """For what is asked before data is written: one after the other, in the order in which it
+        came, since each may be a batch that follows another. Taken with no await in between."""
+        lock = self._turns.get(txn_id)
+        if lock is None:
+            lock = self._turns[txn_id] = asyncio.Lock()
+        return lock
+
+    def is_admitting(self, txn_id: str) -> bool:
+        """Whether something has taken its turn and is not done."""
+        return txn_id in self._turns
 
     async def admit(
         self,

@@ -32,7 +32,7 @@ from ledgerstream.wire.versions import BROKER_VERSIONS, Api
 from tests.broker.test_versions import LEAST
 from tests.differential.raw import Raw
 from tests.differential.scenarios import create, fetch
-from tests.differential.transactions import Producer, batch, stable
+from tests.differential.transactions import Producer, batch, settled, stable
 from tests.peers import kafka
 
 
@@ -108,6 +108,44 @@ def test_who_comes_while_markers_are_written_waits_and_is_not_refused(
             producer_id=-1, producer_epoch=-1,
         )  # fmt: skip
         assert reply["error_code"] == "none"
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_batches_in_flight_keep_their_order_while_the_coordinator_is_asked(
+    our_broker: Broker, topic: str, v2: bool
+) -> None:
+    """Items 15, 88: a batch that need not ask does not overtake one before it that does."""
+    with Raw(our_broker.address) as raw:
+        create(raw, topic, 3)
+        producer = Producer(raw, topic, v2=v2)
+        producer.init()
+        for committed_now in (True, False, True, True):
+            if not v2:
+                producer.add((topic, 0), (topic, 1), (topic, 2))
+            sequences = [0, 0, 0] if v2 else [producer.sequence.get(p, 0) for p in range(3)]
+            # [0] again and again: one of them comes when an earlier [0] is in, and another waits
+            requests = [[0], [1, 0], *[[0]] * 8, [2, 1, 0], *[[0]] * 4, [1, 2]]
+            for at, partitions in enumerate(requests):
+                time.sleep(0.0004 if at > 1 else 0)  # over the rounds of what is asked
+                parts = []
+                for partition in partitions:
+                    data = batch(
+                        2, producer_id=producer.pid, producer_epoch=producer.epoch,
+                        base_sequence=sequences[partition], attributes=batches.TRANSACTIONAL,
+                    )  # fmt: skip
+                    sequences[partition] += 2
+                    parts.append({"index": partition, "records": data})
+                raw.send(
+                    Api.PRODUCE, 12 if v2 else 9, transactional_id=topic, acks=-1, timeout=10_000,
+                    topic_data=[{"name": topic, "partition_data": parts}],
+                )  # fmt: skip
+            for _ in requests:
+                reply = raw.reply(Api.PRODUCE, 12 if v2 else 9)
+                for part in reply["responses"][0]["partition_responses"]:
+                    assert part["error_code"] == "none", part
+            producer.sequence = dict(enumerate(sequences))
+            ended = producer.end(committed_now)
+            assert ended == "none" if not v2 else ended[0] == "none"
 
 
 def test_init_over_an_open_transaction_is_answered_when_that_is_aborted(
@@ -334,13 +372,12 @@ class Account:
                         producer_epoch=producer.epoch, attributes=batches.TRANSACTIONAL,
                         base_sequence=producer.sequence.get(partition, 0),
                     )  # fmt: skip
-                    reply = raw.ask(
+                    part = settled(lambda data=data, partition=partition: raw.ask(
                         Api.PRODUCE, 12 if v2 else 9, transactional_id=producer.txn_id, acks=-1,
                         timeout=10_000, topic_data=[{"name": "killed", "partition_data": [
                             {"index": partition, "records": data}
                         ]}],
-                    )  # fmt: skip
-                    part = reply["responses"][0]["partition_responses"][0]
+                    )["responses"][0]["partition_responses"][0])  # fmt: skip
                     assert part["error_code"] == "none", part
                     producer.sequence[partition] = producer.sequence.get(partition, 0) + 1
                 commit = self.number % 4 != 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import aiokafka
@@ -12,6 +16,8 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ledgerstream.broker.embedded import Broker
+from ledgerstream.wire.versions import Api
+from tests.broker.test_transactions import committed
 from tests.differential.raw import Raw
 from tests.differential.scenarios import create
 from tests.differential.transactions import Producer
@@ -135,6 +141,52 @@ def test_kafka_python(our_broker: Broker, topic: str) -> None:
                 found[record.partition].append(record.value)
     consumer.close()
     assert found == WANTED == read_committed(our_broker.address, topic)
+
+
+PATCHED = """
+import sys
+import ledgerstream.broker.apiversions as told
+if sys.argv.pop() == "v2":
+    name = {"name": "transaction.version"}
+    told._FINALIZED = [{**name, "max_version_level": 2, "min_version_level": 2}]
+    told._SUPPORTED = [{**name, "min_version": 0, "max_version": 2}]
+from ledgerstream.broker.run import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kafka.why_absent() is not None, reason=str(kafka.why_absent()))
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_java_writes_transactions_with_five_requests_in_flight(
+    tmp_path: Path, version: str
+) -> None:
+    """Items 15, 92. V2 without offsets, so the feature is put in by the test."""
+    broker = subprocess.Popen(
+        [sys.executable, "-c", PATCHED, "--report", f"--data-dir={tmp_path}", "--port=0", version],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert broker.stdout is not None
+    where = json.loads(broker.stdout.readline())
+    address = f"{where['host']}:{where['port']}"
+    with Raw(address) as raw:
+        create(raw, "many", 6)
+        said = kafka.tool(
+            "org.apache.kafka.tools.ProducerPerformance", "--topic", "many", "--num-records",
+            50_000, "--record-size", 100, "--throughput", -1, "--transactional-id", "perf",
+            "--transaction-duration-ms", 40, "--command-property", f"bootstrap.servers={address}",
+            "acks=all",
+        )  # fmt: skip
+        assert "50000 records sent" in said
+        found = [committed(raw, "many", partition) for partition in range(6)]
+        assert all(whole for _, whole in found)
+        assert sum(len(values) for values, _ in found) == 50_000
+        (perf,) = raw.ask(
+            Api.LIST_TRANSACTIONS, 0, state_filters=["CompleteCommit"], producer_id_filters=[]
+        )["transaction_states"]
+        assert perf["transactional_id"] == "perf"
+    broker.communicate(timeout=30)
+    assert broker.returncode == 0
 
 
 @pytest.mark.slow
