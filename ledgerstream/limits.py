@@ -93,6 +93,7 @@ class Limits:
     delivery_ms_max: int = 120_000  # Kafka's delivery.timeout.ms
     retry_first_ms: int = 20  # before the second try; then twice as long each time, with jitter
     retry_ms_max: int = 1_000  # between two tries
+    topic_created_ms_max: int = 3_000  # by a broker that creates topics when they are asked for
     metadata_age_ms_max: int = 300_000  # Kafka's metadata.max.age.ms
     producer_batch_bytes: int = 1 * MIB  # Kafka's batch.size
     producer_inflight_max: int = 5  # Kafka's max.in.flight.requests.per.connection

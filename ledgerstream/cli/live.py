@@ -80,7 +80,8 @@ class Rate:
 def figures(progress: Progress, rate: float) -> str:
     """`1,204,000 events · 412,000/s · lag 30,100 · 13 commits, the last 80 ms · alert 9,120`"""
     if not progress.commits:
-        return "nothing committed yet"
+        committed = sum(progress.position.values())
+        return f"committed up to {committed:,}, waiting for more" if committed else "starting"
     commits = show.count(progress.commits, "commit")
     parts = [
         show.count(progress.events, "event"),
@@ -100,7 +101,10 @@ def summary(progress: Progress, seconds: float) -> str:
     rows = ", ".join(
         f"{show.count(count, 'row')} of {table}" for table, count in progress.rows.items()
     )
-    dead = f", {show.count(progress.dead, 'dead letter')}" if progress.dead else ""
+    dead = ""
+    if progress.dead:
+        count = show.count(progress.dead, "dead letter")
+        dead = f", {count} (`ledgerstream dead-letters list` says why)"
     return (
         f"{progress.processor}: {show.count(progress.events, 'event')} in {show.duration(seconds)} "
         f"({rate:,.0f}/s), {show.count(progress.commits, 'commit')}: {rows or 'no rows'}{dead}."

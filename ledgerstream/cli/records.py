@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LINES_AT_ONCE = 10_000
+BAD_TOLD = 5  # records that are no events are told of one by one up to this
 
 Topic = Annotated[str, typer.Argument(help="The topic.")]
 SomeEvent = Annotated[
@@ -68,7 +69,10 @@ def import_(
                     client, topic, kind, key, encoding, partitions, read(file, kind), advance
                 )
 
-    show.note(f"{show.count(run_async(act()), 'row')} of {file.name} went to topic {topic!r}.")
+    keyless = "" if key else " They have no key: a processor wants the one that it names (--key)."
+    show.note(
+        f"{show.count(run_async(act()), 'row')} of {file.name} went to topic {topic!r}.{keyless}"
+    )
 
 
 def produce(
@@ -91,13 +95,14 @@ def produce(
 
     With --event, a line is a JSON object, as `ledgerstream consume --event` prints it.
     """
-    from ledgerstream.cli.session import open_log, run_async, send_lines, write_rows
+    from ledgerstream.cli.session import find_topic, open_log, run_async, send_lines, write_rows
     from ledgerstream.events import Event
 
     check_encoding(encoding)
 
     async def act() -> int:
         async with open_log(log, directory) as client:
+            await find_topic(client, topic)
             if event is None:
                 return await send_lines(client, topic, _lines(), separator)
             kind = options.load(event, Event)
@@ -149,6 +154,8 @@ def consume(
         start = parse_timestamp(f"{begin}T00:00Z" if day else begin) // 1_000_000
     kind = options.load(event, Event) if event else None
 
+    bad = BadRecords(event)
+
     async def act() -> None:
         left = limit if limit is not None else sys.maxsize
         async with open_log(log, directory) as client:
@@ -156,7 +163,7 @@ def consume(
                 if kind is None:
                     lines = _raw_lines(chunk, as_json)
                 else:
-                    lines = _event_lines(chunk, kind, encoding, as_json, left)
+                    lines = _event_lines(chunk, kind, encoding, as_json, left, bad)
                 try:
                     for line in islice(lines, left):
                         print(line)
@@ -169,6 +176,29 @@ def consume(
                     return
 
     run_async(act())
+    bad.tell()
+
+
+class BadRecords:
+    """Records that are no events of the type that was given: the first few are told of."""
+
+    def __init__(self, event: str | None) -> None:
+        self._event = event
+        self.good = 0
+        self._bad = 0
+
+    def found(self, partition: int, bad: Sequence[Any]) -> None:
+        for each in bad[: max(BAD_TOLD - self._bad, 0)]:
+            show.note(f"{partition}:{each.offset}: {each.reason}")
+        self._bad += len(bad)
+
+    def tell(self) -> None:
+        """DecodeError where there was nothing else."""
+        more = f"{show.count(self._bad, 'record')} could not be read as {self._event}."
+        if self._bad and not self.good:
+            raise DecodeError(more, "Is --event right, and --encoding?")
+        if self._bad > BAD_TOLD:
+            show.note(more)
 
 
 def check_encoding(encoding: str) -> Literal["fixed", "json"]:
@@ -214,15 +244,15 @@ def _records(chunk: Any) -> Iterator[Any]:
 
 
 def _event_lines(
-    chunk: Any, event: Any, encoding: str, as_json: bool, at_most: int
+    chunk: Any, event: Any, encoding: str, as_json: bool, at_most: int, bad: BadRecords
 ) -> Iterator[str]:
     from ledgerstream.wire.columns import RowCodec
     from ledgerstream.wire.jsonrows import JsonRows
 
     codec = RowCodec(event, None, check_encoding(encoding))
     decoded = codec.decode(chunk.data, start=chunk.start)
-    for bad in decoded.bad:
-        show.note(f"{chunk.partition}:{bad.offset}: {bad.reason}")
+    bad.found(chunk.partition, decoded.bad)
+    bad.good += len(decoded.rows)
     objects = JsonRows(event).encode(decoded.rows[:at_most])
     for i, text in enumerate(objects):
         if as_json:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -174,6 +174,16 @@ async def write_rows(
     client: Client, topic: str, rows: np.ndarray, event: type[Event], key: str | None, encoding: str
 ) -> None:
     await client.write(topic, rows, event=event, key=key, encoding=cast(Any, encoding))
+
+
+async def find_topic(client: Client, topic: str) -> None:
+    """The topic is there, or the broker creates topics by itself. KafkaError otherwise, at once:
+    a producer would wait for it as long as for a delivery."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LIMITS.topic_created_ms_max / 1000):
+            await client.cluster.topic(topic, create=True)
+            return
+    await client.topic(topic)
 
 
 async def send_lines(

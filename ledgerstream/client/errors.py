@@ -32,6 +32,10 @@ _SENTENCES = {
     ErrorCode.invalid_producer_epoch: "a newer instance of this producer has taken over",
     ErrorCode.producer_fenced: "a newer instance of this producer has taken over",
 }
+_REMEDIES = {
+    ErrorCode.unknown_topic_or_partition: "`ledgerstream topic list` names the topics that there "
+    "are, `ledgerstream topic create` makes one.",
+}
 
 
 def kafka_error(code: int | ErrorCode, what: str, message: str | None = None) -> KafkaError:
@@ -47,6 +51,7 @@ def kafka_error(code: int | ErrorCode, what: str, message: str | None = None) ->
         name,
         f"{what}: {text.rstrip('.')} ({name}).",
         retriable=known in RETRIABLE,
+        remedy=_REMEDIES.get(known, ""),
     )
 
 

@@ -58,9 +58,10 @@ class Source:
         """Why a partition stops whose topic is now another one of the same name."""
         return StoppedPartition(
             f"{self.name}-{partition} stopped at offset {next_offset:,}.\n"
-            f"  Topic {self.name!r} was deleted and created again: its events are not the ones "
-            f"that {processor} has counted.",
-            "Give the processor another name to begin anew, or bring the old topic back.",
+            f"  The events of topic {self.name!r} are not the ones that {processor} has counted:\n"
+            "  it was deleted and created again, or this is another log.",
+            "Check --log and --dir. To begin anew, give the processor another name (a line "
+            f'`name = "{processor}2"` in its class); or bring the old topic back.',
         )
 
 

@@ -38,7 +38,12 @@ class _Seen:
     remedy: str | None = None
 
 
-_WRITE = """
+_LAST_STEP = ", ".join(  # of an earlier owner it may be older than what that one committed
+    f"{column} = CASE WHEN w.owner_epoch = EXCLUDED.owner_epoch "
+    f"THEN coalesce(EXCLUDED.{column}, w.{column}) ELSE EXCLUDED.{column} END"
+    for column in ("event_time", "watermark", "step_ms", "commit_ms")
+)
+_WRITE = f"""
 INSERT INTO ls_watch AS w (processor, topic, partition, owner_epoch, pid, backend_start, log_end,
                            event_time, stopped_at, why, remedy, watermark, step_ms, commit_ms)
 SELECT $1, $2, s.partition, coalesce(s.epoch, p.owner_epoch), s.pid, a.backend_start, s.log_end,
@@ -53,10 +58,7 @@ ON CONFLICT (processor, topic, partition) DO UPDATE SET
        owner_epoch = EXCLUDED.owner_epoch, pid = EXCLUDED.pid,
        backend_start = EXCLUDED.backend_start,
        log_end = coalesce(EXCLUDED.log_end, w.log_end),
-       event_time = coalesce(EXCLUDED.event_time, w.event_time), seen_at = now(),
-       watermark = coalesce(EXCLUDED.watermark, w.watermark),
-       step_ms = coalesce(EXCLUDED.step_ms, w.step_ms),
-       commit_ms = coalesce(EXCLUDED.commit_ms, w.commit_ms),
+       seen_at = now(), {_LAST_STEP},
        stopped_at = EXCLUDED.stopped_at, why = EXCLUDED.why, remedy = EXCLUDED.remedy
  WHERE w.owner_epoch <= EXCLUDED.owner_epoch"""
 

@@ -1,5 +1,6 @@
 """Records into the log and out of it, as a person at a shell does it."""
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ledgerstream.broker.embedded import Broker
 from tests.cli.conftest import PROGRAM, Shell
 
 pytestmark = pytest.mark.usefixtures("on_broker")
@@ -119,3 +121,24 @@ def test_a_day_is_a_time_to_begin_at(shell: Shell, csv: Path, topic: str) -> Non
     assert len(events(shell("consume", topic, *EVENT, "--from", "2018-04-01").stdout)) == 3
     assert shell("consume", topic, *EVENT, "--from", "2018-04-02").stdout == ""
     assert "is not a time" in shell("consume", topic, "--from", "April", code=1).stderr
+
+
+def test_what_is_no_event_is_told_of_a_few_times_and_fails(shell: Shell, topic: str) -> None:
+    shell("topic", "create", topic)
+    shell("produce", topic, input="".join(f"no event {n}\n" for n in range(40)))
+    wrong = shell("consume", topic, "--event", "processors.trades:Trade", code=1)
+    assert wrong.stdout == ""
+    assert len(wrong.stderr.splitlines()) < 10
+    assert "40 records could not be read as processors.trades:Trade" in wrong.stderr
+    assert "--event" in wrong.stderr
+
+
+async def test_a_topic_that_is_not_there_is_a_sentence_at_once(
+    shell: Shell, topic: str, tmp_path: Path
+) -> None:
+    async with await Broker.embedded(tmp_path / "log", auto_create_topics=False) as strict:
+        for command in ("produce", "consume"):
+            to = ("--log", strict.address)
+            failed = await asyncio.to_thread(shell, command, topic, *to, input="hi\n", code=1)
+            assert "there is no such topic" in failed.stderr
+            assert "ledgerstream topic create" in failed.stderr
