@@ -8,7 +8,7 @@ reply.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -51,6 +51,7 @@ STORAGE_ERROR = int(ErrorCode.kafka_storage_error.value)
 TIMED_OUT = int(ErrorCode.request_timed_out.value)
 
 
+_NOTHING = Produced(-1, 0, -1, -1, -1)  # where a result is still to come
 Checked = tuple[ProducePart, Replica | None, Header | Refused]
 
 
@@ -111,21 +112,21 @@ def handle(node: Node, exchange: Exchange) -> None:
         return
     for topic in request.topics:
         production.topics.append((topic.name, topic.topic_id, len(topic.partitions)))
-    production.results = [Produced(part.partition, 0, -1, -1, -1) for part, _, _ in checked]
+    production.results = [_NOTHING] * len(checked)
     asks: set[int] = set()
     if request.transactional_id is not None:
         asks = _begin_verification(
             checked, node.transactions.is_admitting(request.transactional_id)
         )
-    # those that need not ask are placed now: what comes after must not overtake them
-    now = {place: each for place, each in enumerate(checked) if place not in asks}
     if not asks:
-        if not _append_all(node, production, now, {}):
+        if not _append_all(node, production, enumerate(checked), {}):
             _reply(production)
         elif production.undurable:
             node.waiting_produce.append(production)
         return
     production.undurable.update(asks)
+    # those that need not ask are placed now: what comes after must not overtake them
+    now = [(place, each) for place, each in enumerate(checked) if place not in asks]
     _append_all(node, production, now, {})
     if request.acks != 0:
         node.waiting_produce.append(production)
@@ -133,17 +134,21 @@ def handle(node: Node, exchange: Exchange) -> None:
     for place in sorted(asks):
         part, replica, found = checked[place]
         later[place] = _owned(part), replica, found
+        production.results[place] = _NOTHING._replace(partition=part.partition)
     turn = node.transactions.turn(request.transactional_id)
     node.spawn(node.dispatch.finish(exchange, _append_verified(node, production, later, turn)))
 
 
 def _append_all(
-    node: Node, production: Production, checked: dict[int, Checked], guards: dict[int, Guard]
+    node: Node,
+    production: Production,
+    checked: Iterable[tuple[int, Checked]],
+    guards: dict[int, Guard],
 ) -> bool:
     """Place these batches; whether any of them has to be awaited, and will see to the reply."""
     now_ms = node.now_ms()
     waits: list[tuple[Replica, int, int]] = []
-    for place, (part, replica, found) in checked.items():
+    for place, (part, replica, found) in checked:
         if isinstance(found, Refused):
             production.results[place] = _refused(part, found, replica)
             continue
@@ -151,7 +156,6 @@ def _append_all(
         production.results[place] = _append(
             replica, part, found, now_ms, place, waits, guards.get(place)
         )
-    production.undurable -= checked.keys()
     if production.exchange.message.acks == 0:
         return False
     production.undurable.update(place for _, _, place in waits)
@@ -216,7 +220,9 @@ async def _append_verified(
             if code is not ErrorCode.none:
                 part, replica, _ = checked[place]
                 checked[place] = part, replica, Refused(code, "")
-        if not _append_all(node, production, checked, guards) and not production.undurable:
+        production.undurable.difference_update(checked)
+        waits = _append_all(node, production, checked.items(), guards)
+        if not waits and not production.undurable:
             _reply(production)
 
     ((_, first), *_) = firsts.values()

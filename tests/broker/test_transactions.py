@@ -148,6 +148,29 @@ def test_batches_in_flight_keep_their_order_while_the_coordinator_is_asked(
             assert ended == "none" if not v2 else ended[0] == "none"
 
 
+def test_a_batch_without_acknowledgement_is_part_of_its_transaction(
+    our_broker: Broker, topic: str
+) -> None:
+    """Item 22."""
+    with Raw(our_broker.address) as raw:
+        create(raw, topic)
+        producer = Producer(raw, topic, v2=True)
+        producer.init()
+        data = batch(
+            1, producer_id=producer.pid, producer_epoch=producer.epoch, base_sequence=0,
+            attributes=batches.TRANSACTIONAL,
+        )  # fmt: skip
+        raw.send(
+            Api.PRODUCE, 12, transactional_id=topic, acks=0, timeout=10_000,
+            topic_data=[{"name": topic, "partition_data": [{"index": 0, "records": data}]}],
+        )  # fmt: skip
+        producer.sequence[0] = 1
+        assert producer.send(topic)[0] == "none"  # behind it, in its turn
+        assert producer.end(True)[0] == "none"
+        assert stable(raw, topic, 3) == 3
+        assert committed(raw, topic) == ([b"v0", b"v0"], True)
+
+
 def test_init_over_an_open_transaction_is_answered_when_that_is_aborted(
     our_broker: Broker, topic: str
 ) -> None:
