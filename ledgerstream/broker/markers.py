@@ -44,8 +44,8 @@ class Markers:
     ) -> bool:
         """Whether every partition has it, durable; False if its coordinator has been overtaken.
 
-        A topic that was deleted needs none. A partition at a higher epoch has seen the end of this
-        transaction by another way.
+        A partition that is no more needs none: its topic was deleted, or made anew with fewer. One
+        at a higher epoch has seen the end of this transaction by another way.
         """
         todo = list(partitions)
         while True:
@@ -59,7 +59,7 @@ class Markers:
                     return False
                 elif outcome is ErrorCode.invalid_producer_epoch:
                     log.warning("transaction ended otherwise", marker=str(marker), topic=topic)
-                elif topic in self._node.catalog.topics:
+                elif self._exists(topic, index):
                     again.append((topic, index))
             for where, (replica, offset) in placed:
                 try:
@@ -70,6 +70,10 @@ class Markers:
                 return True
             todo = again
             await asyncio.sleep(self._node.limits.marker_retry_ms / 1000)
+
+    def _exists(self, topic: str, index: int) -> bool:
+        found = self._node.catalog.topics.get(topic)
+        return found is not None and index < found.partitions
 
     def place(self, topic: str, index: int, marker: Marker, *, strict: bool) -> Placed | ErrorCode:
         """Append it to a partition of this node. In a coordinator's own partition its machine

@@ -283,6 +283,31 @@ def test_what_no_record_can_hold_is_refused(our_broker: Broker, topic: str) -> N
         assert {part["error_code"] for part in parts} == {"invalid_producer_id_mapping"}
 
 
+def test_a_topic_made_anew_with_fewer_partitions_does_not_hold_up_the_others(
+    our_broker: Broker, topic: str
+) -> None:
+    """Item 70: the name is there again, the partition is not."""
+    again = topic + "-again"
+    with Raw(our_broker.address) as raw:
+        create(raw, topic)
+        create(raw, again, 2)
+        producer = Producer(raw, topic)
+        producer.init()
+        assert producer.add((topic, 0), (again, 1)) == ["none", "none"]
+        producer.send(topic)
+        deleted = [{"name": again, "topic_id": None}]
+        raw.ask(Api.DELETE_TOPICS, 6, topics=deleted, timeout=1000)
+        create(raw, again)
+        assert producer.end(True) == "none"
+        assert stable(raw, topic, 2) == 2
+        init = {
+            "transactional_id": topic, "transaction_timeout": 60_000, "producer_id": -1,
+            "producer_epoch": -1,
+        }  # fmt: skip
+        asked = (raw.ask(Api.INIT_PRODUCER_ID, 4, **init)["error_code"] for _ in range(100))
+        assert "none" in asked, "held a hundred times, and its transaction has not ended"
+
+
 def test_a_partition_is_added_all_or_nothing(our_broker: Broker, topic: str) -> None:
     """Item 48."""
     with Raw(our_broker.address) as raw:
