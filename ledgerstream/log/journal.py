@@ -6,6 +6,10 @@ segments are written and synced behind the round's back. When a file is full the
 over, once every segment that it covers has been synced. A file is recycled, never emptied: frames
 carry its generation, so what an older one left is told apart.
 
+Until then it is the only copy of what was acknowledged. So a small file beside it names the
+generations that a recovery must find, and a frame that is damaged where another follows is no torn
+end: each is synced before the next is written.
+
 A frame, padded to whole pages so that no synced page is ever written again:
 
     tag 8s · crc u32 (of the rest of the head and the rows) · generation u64 · rows u32 · bytes u64
@@ -24,7 +28,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crc32c import crc32c
 
+from ledgerstream.errors import CorruptError
 from ledgerstream.log.disk import PAGE_BYTES, Disk, File
+from ledgerstream.log.sealed import seal, unseal
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.tail import Batch
 from ledgerstream.wire.batches import HEADER_BYTES, Buffer, crc_matches, parse_header
@@ -34,6 +40,13 @@ if TYPE_CHECKING:
 
 SUFFIX = ".journal"
 NAMES = ("a" + SUFFIX, "b" + SUFFIX)
+OWED_NAME = "journal.owed"
+_OWED_TAG = b"lsowed\x00\x01"
+_SCAN_BYTES = 4 * 1024 * 1024
+REMEDY = (
+    "Restore the data directory from a copy. To go on without what is lost, remove its *.journal "
+    f"files and {OWED_NAME}."
+)
 TAG = b"lsround\x01"
 IDENTITY_BYTES = 20
 _HEAD = struct.Struct(">8sI")
@@ -75,6 +88,7 @@ class Journal:
         self._bytes_max = bytes_max
         self._generation = generation  # the highest that any file has had
         self._turns = 0
+        self._owed: dict[str, int] = {}  # by path: generations whose segments may not be synced yet
         self.current: JournalFile | None = None
 
     def fits(self, size: int) -> bool:
@@ -88,6 +102,8 @@ class Journal:
         """
         full = self.current
         path = str(self._directory / NAMES[self._turns % len(NAMES)])
+        if path in self._owed:
+            self._write_owed({each: g for each, g in self._owed.items() if each != path})
         file = self._disk.open_direct(path)
         size = self._disk.size(path) // PAGE_BYTES * PAGE_BYTES
         if not size:
@@ -137,7 +153,14 @@ class Journal:
         padding = _PADDING[: _pages(used) - used]
         self._disk.write(current.file, [head, rest, table, *buffers, padding], current.position)
         self._disk.sync(current.file)
+        if current.position == 0:
+            self._write_owed({**self._owed, current.path: current.generation})
         current.position += used + len(padding)
+
+    def _write_owed(self, owed: dict[str, int]) -> None:
+        path = str(self._directory / OWED_NAME)
+        self._disk.write_file(path, seal(_OWED_TAG, sorted(owed.values())), sync=True)
+        self._owed = owed
 
 
 class JournalRow(NamedTuple):
@@ -148,6 +171,7 @@ class JournalRow(NamedTuple):
     base_offset: int
     size: int
     crc: int
+    synced: bool  # another frame follows: this one was whole
 
 
 def add_row(rows: list[JournalRow], row: JournalRow) -> None:
@@ -171,7 +195,14 @@ class JournalContents:
         self.generation = max((head.generation for head in self._heads.values() if head), default=0)
 
     def rows(self) -> dict[bytes, list[JournalRow]]:
-        """By identity."""
+        """By identity. Raises CorruptError where something is missing that had been synced."""
+        found = {head.generation for head in self._heads.values() if head}
+        if missing := sorted(set(self._owed()) - found):
+            raise CorruptError(
+                f"The journal of generation {missing[0]} is gone from {self._directory}, or its "
+                "beginning is damaged, though it held acknowledged records.",
+                REMEDY,
+            )
         out: dict[bytes, list[JournalRow]] = {}
         heads = [(head.generation, path) for path, head in self._heads.items() if head]
         for _, path in sorted(heads):
@@ -180,7 +211,16 @@ class JournalContents:
         return out
 
     def batch(self, row: JournalRow) -> bytes | None:
-        """The batch, or None if it is not whole (its round was never answered)."""
+        """The batch, or None if it is not whole (its round was never answered). Raises CorruptError
+        for one that was."""
+        data = self._batch(row)
+        if data is None and row.synced:
+            raise CorruptError(
+                f"{row.path} is damaged at byte {row.position:,}, which had been synced.", REMEDY
+            )
+        return data
+
+    def _batch(self, row: JournalRow) -> bytes | None:
         data = self._disk.read_once(row.path, row.position, row.size)
         if len(data) < max(row.size, HEADER_BYTES):
             return None
@@ -195,6 +235,7 @@ class JournalContents:
 
     def recycle(self) -> None:
         """All of it is in the segments: let no later recovery find it again."""
+        self._disk.remove(str(self._directory / OWED_NAME))
         for path in self._paths:
             if not path.endswith(NAMES):
                 self._disk.remove(path)
@@ -225,10 +266,34 @@ class JournalContents:
         return _FrameHead(generation, table, at + len(table), _pages(at + len(table) + size))
 
     def _rows(self, path: str) -> Iterator[tuple[bytes, JournalRow]]:
-        head = first = self._head(path, 0)
-        while head and first and head.generation == first.generation:
-            yield from _rows(path, head.table, head.batches_at)
-            head = self._head(path, head.next_at)
+        head = self._head(path, 0)
+        while head is not None:
+            following = self._head(path, head.next_at)
+            if following is not None and following.generation != head.generation:
+                following = None
+            if following is None:
+                self._check_end(path, head)
+            yield from _rows(path, head.table, head.batches_at, synced=following is not None)
+            head = following
+
+    def _check_end(self, path: str, last: _FrameHead) -> None:
+        """No frame of this generation stands behind what seems to be the last."""
+        for at in range(last.next_at, self._disk.size(path), _SCAN_BYTES):
+            data = self._disk.read_once(path, at, _SCAN_BYTES)
+            for page in range(0, len(data), PAGE_BYTES):
+                if data[page : page + len(TAG)] != TAG:
+                    continue
+                head = self._head(path, at + page)
+                if head is not None and head.generation == last.generation:
+                    raise CorruptError(
+                        f"{path} is damaged at byte {last.next_at:,}: what stands at byte "
+                        f"{at + page:,} was written after that had been synced.",
+                        REMEDY,
+                    )
+
+    def _owed(self) -> list[int]:
+        data = self._disk.read_file(str(self._directory / OWED_NAME))
+        return [] if data is None else unseal(_OWED_TAG, data, list[int])
 
 
 class _FrameHead(NamedTuple):
@@ -243,10 +308,12 @@ def set_aside(disk: Disk, path: str, generation: int) -> None:
     disk.rename(path, path.removesuffix(SUFFIX) + f".{generation}{SUFFIX}")
 
 
-def _rows(path: str, table: Buffer, start: int) -> Iterator[tuple[bytes, JournalRow]]:
+def _rows(
+    path: str, table: Buffer, start: int, *, synced: bool
+) -> Iterator[tuple[bytes, JournalRow]]:
     for at in range(0, len(table), ROW_BYTES):
         identity = bytes(table[at : at + IDENTITY_BYTES])
         base_offset, size = _PLACE.unpack_from(table, at + IDENTITY_BYTES)
         (crc,) = struct.unpack_from(">I", table, at + ROW_BYTES - 4)
-        yield identity, JournalRow(path, start, base_offset, size, crc)
+        yield identity, JournalRow(path, start, base_offset, size, crc, synced)
         start += size

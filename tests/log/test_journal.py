@@ -5,10 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from ledgerstream.errors import CorruptError
 from ledgerstream.limits import KIB
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.journal import (
     FRAME_HEAD_BYTES,
+    OWED_NAME,
     PAGE_BYTES,
     ROW_BYTES,
     Journal,
@@ -130,17 +134,17 @@ def test_a_journal_set_aside_is_read_too(tmp_path: Path) -> None:
     JournalContents(Disk(), tmp_path).set_aside()
     again = journal_in(tmp_path, 1)
     again.write([placed_batch(3)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.1.journal", "a.journal"]
+    assert sorted(path.name for path in tmp_path.glob("*.journal")) == ["a.1.journal", "a.journal"]
     assert offsets_in(tmp_path) == [0, 3]
     JournalContents(Disk(), tmp_path).recycle()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.journal"]
+    assert [path.name for path in tmp_path.glob("*.journal")] == ["a.journal"]
 
 
 def test_a_later_batch_takes_the_place_of_one_that_was_never_answered() -> None:
     """A partition that stopped between a frame and its answer goes on at the same offset."""
     rows: list[JournalRow] = []
     for position, base_offset in enumerate((0, 5, 9, 5, 7)):
-        add_row(rows, JournalRow("journal", position, base_offset, 100, position))
+        add_row(rows, JournalRow("journal", position, base_offset, 100, position, True))
     assert [(row.base_offset, row.position) for row in rows] == [(0, 0), (5, 3), (7, 4)]
 
 
@@ -152,3 +156,55 @@ def test_a_discarded_segment_is_never_written_behind_our_back(tmp_path: Path) ->
     segment.discard(disk)
     segment.flush(disk)
     assert list(tmp_path.iterdir()) == []
+
+
+def three_frames(tmp_path: Path) -> Path:
+    journal = journal_in(tmp_path)
+    for offset in (0, 3, 6):
+        journal.write([placed_batch(offset)])
+    return tmp_path / "a.journal"
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_frame_damaged_before_the_last_is_no_torn_end(tmp_path: Path, page: int) -> None:
+    """Each frame is synced before the next is written, so the disk has lost what it had."""
+    path = three_frames(tmp_path)
+    whole = path.read_bytes()
+    for at in (page * PAGE_BYTES + 9, page * PAGE_BYTES + FRAME_HEAD_BYTES + ROW_BYTES + 70):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with pytest.raises(CorruptError, match=r"damaged|gone") as error:
+            offsets_in(tmp_path)
+        assert OWED_NAME in error.value.remedy
+    path.write_bytes(whole)
+    assert offsets_in(tmp_path) == [0, 3, 6]
+
+
+def test_the_last_frame_may_be_torn(tmp_path: Path) -> None:
+    path = three_frames(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: 2 * PAGE_BYTES] + bytes(len(whole) - 2 * PAGE_BYTES))
+    assert offsets_in(tmp_path) == [0, 3]
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "zeros"])
+def test_a_journal_that_is_gone_is_missed(tmp_path: Path, how: str) -> None:
+    path = three_frames(tmp_path)
+    size = path.stat().st_size
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(bytes(size if how == "zeros" else 0))
+    with pytest.raises(CorruptError, match="generation 1 is gone"):
+        offsets_in(tmp_path)
+    (tmp_path / OWED_NAME).unlink()  # as the remedy has it
+    assert offsets_in(tmp_path) == []
+
+
+def test_a_file_that_is_used_again_is_not_missed_if_its_first_frame_is_torn(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    for offset in (0, 3, 6):  # a, b, then a again
+        journal.write([placed_batch(offset)])
+        journal.turn()
+    journal.turn()
+    path = tmp_path / "a.journal"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert offsets_in(tmp_path) == [3]
