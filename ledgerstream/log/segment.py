@@ -60,9 +60,9 @@ class Segment:
     """
 
     __slots__ = (
+        "_aborted_index",
         "_unindexed",
         "aborted",
-        "aborted_index",
         "base_offset",
         "created_ms",
         "first_timestamp",
@@ -87,7 +87,7 @@ class Segment:
         self.log = Handle(stem + LOG)
         self.index = Handle(stem + INDEX)
         self.time_index = Handle(stem + TIME_INDEX)
-        self.aborted_index = Handle(stem + ABORTED)  # a file only where there are entries
+        self._aborted_index: Handle | None = None
         self.offsets = OffsetIndex()
         self.times = TimeIndex()
         self.aborted = AbortedIndex()
@@ -126,6 +126,13 @@ class Segment:
             self.created_ms,
             len(self.aborted),
         )
+
+    @property
+    def aborted_index(self) -> Handle:
+        """A file only where there are entries; a handle only where somebody asks."""
+        if self._aborted_index is None:
+            self._aborted_index = Handle(self.log.path.removesuffix(LOG) + ABORTED)
+        return self._aborted_index
 
     @property
     def handles(self) -> tuple[Handle, Handle, Handle, Handle]:
