@@ -298,7 +298,7 @@ class Processor:
         `state.spent.add(event)` for a Sliding one: an int, or several as `Totals`. Return
         `Alert.row(…)`, a list of rows, or None.
 
-        Rows, digests and dead letters are those of `process`; one core takes about 140,000
+        Rows, digests and dead letters are those of `process`; one core takes about 220,000
         events/s through it into Postgres (`python -m bench on_event`), several times fewer than
         `process` with kernels.
         """

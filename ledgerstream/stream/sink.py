@@ -533,7 +533,7 @@ async def _check_durable(connection: asyncpg.Connection) -> None:
             "acknowledged, after the log has moved on.",
             "Set synchronous_commit = on for this role or database.",
         )
-    # For this session: a reload of the server's settings must not change it under us.
+    # For this connection: a reload of the server's settings must not change it under us.
     await connection.execute("SELECT set_config('synchronous_commit', $1, false)", setting)
 
 
