@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -153,8 +154,9 @@ class Journal:
         padding = _PADDING[: _pages(used) - used]
         self._disk.write(current.file, [head, rest, table, *buffers, padding], current.position)
         self._disk.sync(current.file)
-        if current.position == 0:
-            self._write_owed({**self._owed, current.path: current.generation})
+        if current.path not in self._owed:
+            with suppress(OSError):  # a full disk: the frame is there, the next one tries again
+                self._write_owed({**self._owed, current.path: current.generation})
         current.position += used + len(padding)
 
     def _write_owed(self, owed: dict[str, int]) -> None:

@@ -19,6 +19,7 @@ from ledgerstream.errors import DirectoryInUse
 from ledgerstream.limits import KIB, LIMITS, MIB
 from ledgerstream.log import Appended, LogConfig, Partition, PartitionKey, Refused, Repeat, Store
 from ledgerstream.log.disk import Disk
+from ledgerstream.log.journal import OWED_NAME
 from ledgerstream.log.markers import CLEAN_NAME
 from tests.log.harness import (
     CONFIG,
@@ -384,6 +385,20 @@ def test_without_room_for_a_journal_every_file_is_synced(open_store: Open) -> No
         running.append(log)
     running.settle()
     assert running.store.stats.journal_rounds > 0
+
+
+def test_a_journal_goes_on_where_there_is_no_room_to_say_that_it_is_owed(open_store: Open) -> None:
+    disk = FailingDisk()
+    disk.plant("write", FULL, OWED_NAME)
+    running = open_store(JOURNAL, disk=disk)
+    log = running.create()
+    running.write(log, 1)
+    assert not running.fatal
+    assert running.store.stats.journal_rounds == 1
+    assert not (running.directory / OWED_NAME).exists()
+    disk.heal()
+    running.write(log, 1)
+    assert (running.directory / OWED_NAME).exists()
 
 
 def test_after_a_failed_sync_the_next_start_writes_again_what_it_believes(
