@@ -177,8 +177,8 @@ async def write_rows(
 
 
 async def find_topic(client: Client, topic: str) -> None:
-    """The topic is there, or the broker creates topics by itself. KafkaError otherwise, at once:
-    a producer would wait for it as long as for a delivery."""
+    """The topic is there, or the broker creates topics by itself. KafkaError otherwise, soon: a
+    producer would wait for it as long as for a delivery."""
     with suppress(TimeoutError):
         async with asyncio.timeout(LIMITS.topic_created_ms_max / 1000):
             await client.cluster.topic(topic, create=True)

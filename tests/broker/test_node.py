@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kio.schema.errors import ErrorCode
@@ -19,7 +17,7 @@ from ledgerstream.broker.settings import Settings
 from ledgerstream.client import Client
 from ledgerstream.errors import CorruptError, KafkaError
 from ledgerstream.limits import Limits
-from ledgerstream.log.disk import Disk
+from tests.broker.fulldisk import full_for
 
 QUICK = Limits(storage_retry_ms=20, tick_ms=10)
 DIRECT = replace(QUICK, round_journal_bytes=0)  # one dirty file is synced itself
@@ -39,20 +37,7 @@ async def running(directory: Path, limits: Limits = QUICK) -> AsyncIterator[tupl
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """`full_disk(True)`: no room for the catalogue, until `full_disk(False)`."""
-    real = Disk.open
-    full = False
-
-    def opened(disk: Disk, handle: Any) -> Any:
-        if full and "__cluster_metadata" in handle.path:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(disk, handle)
-
-    def switch(on: bool) -> None:
-        nonlocal full
-        full = on
-
-    monkeypatch.setattr(Disk, "open", opened)
-    return switch
+    return full_for(monkeypatch, "__cluster_metadata")
 
 
 async def send(client: Client, topic: str, count: int) -> None:

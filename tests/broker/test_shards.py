@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +16,9 @@ from ledgerstream.broker.settings import Settings
 from ledgerstream.broker.shards import Origin, Shard, Shards, Unavailable, Writing
 from ledgerstream.errors import DecodeError
 from ledgerstream.limits import Limits
-from ledgerstream.log.disk import Disk
 from ledgerstream.machine import Decision
 from ledgerstream.wire.markers import Marker, coordinator_partition, java_hash
+from tests.broker.fulldisk import full_for
 
 TOPIC = "__consumer_offsets"
 QUICK = Limits(
@@ -106,20 +105,7 @@ async def found(shards: Shards[Counts, Pair], key: str) -> Shard[Counts, Pair]:
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """`full_disk(True)`: no room for the internal topic, until `full_disk(False)`."""
-    real = Disk.open
-    full = False
-
-    def opened(disk: Disk, handle: Any) -> Any:
-        if full and TOPIC in handle.path:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(disk, handle)
-
-    def switch(on: bool) -> None:
-        nonlocal full
-        full = on
-
-    monkeypatch.setattr(Disk, "open", opened)
-    return switch
+    return full_for(monkeypatch, TOPIC)
 
 
 def test_keys_go_to_the_partition_that_java_gives_them() -> None:

@@ -12,7 +12,7 @@ replayed from the records' bytes must be the live one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,7 @@ class Play:
         return decision.reply
 
     def replayed(self) -> Coordinator:
-        fresh = Coordinator()
-        for key, value in self.log.items():
-            record = self.codec.decode(key, value)
-            assert record is not None
-            fresh.replay(record)
-        return fresh
+        return replayed(self.log)
 
     # verbs
 
@@ -161,6 +156,16 @@ class Play:
         states = [word for word in words if "=" not in word]
         found = self.machine.list(self.now_ms, states=states, open_ms=open_ms)
         return " ".join(sorted(txn.txn_id for txn in found)) or "nothing"
+
+
+def replayed(log: Mapping[bytes, bytes | None]) -> Coordinator:
+    """What a restart makes of a compacted log: the last record of each key."""
+    codec, fresh = TxnCodec(), Coordinator()
+    for key, value in log.items():
+        record = codec.decode(key, value)
+        assert record is not None
+        fresh.replay(record)
+    return fresh
 
 
 def scenarios(path: Path) -> Iterator[tuple[str, list[str]]]:

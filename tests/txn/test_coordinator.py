@@ -260,12 +260,7 @@ class CoordinatorEqualsItsModel(RuleBasedStateMachine):
         self.machine = self.replayed()
 
     def replayed(self) -> Coordinator:
-        fresh = Coordinator()
-        for key, value in self.log.items():
-            record = self.codec.decode(key, value)
-            assert record is not None
-            fresh.replay(record)
-        return fresh
+        return play.replayed(self.log)
 
     @invariant()
     def live_state_is_replayed_state(self) -> None:
