@@ -251,6 +251,31 @@ async def _longest_gap(often: bool) -> float:
     return float(np.diff(settled).max()) / 1e6
 
 
+@row("snapshot_bytes")
+def snapshot_bytes() -> Iterator[Row]:
+    """Accounts drawn at random, each once; a snapshot before and one after, at clean stops."""
+    for share, (written, size) in asyncio.run(_snapshot_bytes()).items():
+        yield Row(f"snapshot_bytes.{share:g}",
+                  f"written for a snapshot of 1 M keys after {share:.1%} of them changed", "bytes",
+                  written, size, "the whole state", "lower", None, None)  # fmt: skip
+
+
+async def _snapshot_bytes() -> dict[float, tuple[int, int]]:
+    found = {}
+    async with running("snapshot_bytes", Balances) as here:
+        rng = np.random.default_rng(2)
+        for share in (1.0, 0.001, 0.01, 0.1, 1.0):
+            rows = postings(int(share * MILLION), MILLION, every=True)
+            rows["account"] = rng.choice(MILLION, len(rows), replace=False)
+            await here.client.write("postings", rows, event=Posting, key="account")
+            await Worker(Balances, here.client, here.url, until="end").run()
+            row = await here.database.fetchrow(
+                "SELECT new_bytes, bytes FROM ls_snapshots WHERE valid"
+            )
+            found[share] = (row["new_bytes"], row["bytes"])
+    return found
+
+
 @row("restart")
 def restart() -> Iterator[Row]:
     """A new process, its imports and all, until `next_offset` has moved."""

@@ -113,8 +113,9 @@ class Limits:
         2_000  # a snapshot is due when replaying since the last would take longer
     )
     snapshot_share_max: float = 0.1  # of the time, all snapshots together
-    snapshot_page_bytes: int = 256 * KIB  # of one row of ls_snapshot_pages
-    snapshot_txn_pages: int = 16  # pages of one transaction
+    snapshot_page_bytes_max: int = 1_984  # four rows of ls_snapshot_pages to a block of Postgres
+    snapshot_txn_bytes: int = 4 * MIB  # of pages, in one transaction
+    snapshot_drop_pages: int = 10_000  # in one statement
     audit_rows_kept: int = 1_000  # newest ls_steps rows kept a partition; older ones are merged
     postgres_connect_ms_max: int = 30_000  # for a connection
     postgres_wait_ms_max: int = 10_000  # at the start of a run, for a server that is not there

@@ -16,6 +16,7 @@ from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.migration import migrated
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.snapshot import specs_of, unlike, unpaged
+from ledgerstream.stream.snapshots import stored_pages
 from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log, lost_by_log
 from ledgerstream.stream.state import Dump
 
@@ -139,7 +140,7 @@ class Past:
         """Offset and content, migrated where it must be, of the newest snapshot that can be that of
         the state as it is declared now."""
         rows = await self.connection.fetch(
-            """SELECT snapshot_id, state_offset, layout FROM ls_snapshots
+            """SELECT * FROM ls_snapshots
                 WHERE processor = $1 AND topic = $2 AND partition = $3 AND topic_id = $4 AND valid
                   AND state_offset <= $5 ORDER BY state_offset DESC""",
             at.processor, at.topic, at.partition, at.topic_id, below,
@@ -148,11 +149,8 @@ class Past:
         for row in rows:
             layout = row["layout"]
             if not unlike(at.processor, wanted, layout):
-                pages = await self.connection.fetch(
-                    "SELECT data FROM ls_snapshot_pages WHERE snapshot_id = $1 ORDER BY page",
-                    row["snapshot_id"],
-                )
-                content = unpaged(layout, b"".join(page["data"] for page in pages))
+                pages = await stored_pages(self.connection, row)
+                content = unpaged(layout, b"".join(pages))
                 return row["state_offset"], migrated(specs_of(wanted, layout), wanted, content)
         return None
 

@@ -16,7 +16,8 @@ from ledgerstream.stream import migration
 from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.sink import Claim, Sink, Source
-from ledgerstream.stream.snapshot import Snapshot, Snapshots
+from ledgerstream.stream.snapshot import Snapshot
+from ledgerstream.stream.snapshots import Snapshots
 from ledgerstream.stream.source import (
     INCONSISTENT_TOPIC_ID,
     OFFSET_OUT_OF_RANGE,

@@ -5,7 +5,7 @@ ls_progress         one row a (processor, topic, partition): how far, whose, and
 ls_steps            the audit: one row a step and partition; old ones are merged
 ls_dead_letters     records that could not be processed, each once
 ls_snapshots        one row a snapshot; `valid` makes it count
-ls_snapshot_pages   its bytes, in pages
+ls_snapshot_pages   its bytes, in pages, each under the snapshot that wrote it
 ls_processors       how each processor is imported, and its tables: for `explain` and `status`
 ls_watch            one row a partition: what its worker last saw, and why it stopped; outside steps
 
@@ -152,6 +152,13 @@ ALTER TABLE ls_watch
     ADD COLUMN IF NOT EXISTS watermark bigint,           -- ns, of the windows, after the last step
     ADD COLUMN IF NOT EXISTS step_ms double precision,   -- of the last step: decoded and computed,
     ADD COLUMN IF NOT EXISTS commit_ms double precision; -- and committed
+ALTER TABLE ls_snapshots
+    ADD COLUMN IF NOT EXISTS writers uuid[],  -- the snapshots that wrote its pages; without them
+                                              -- it has written all itself
+    ADD COLUMN IF NOT EXISTS refs bytea,      -- int32 pairs: of each page, which of these, and its
+                                              -- number there
+    ADD COLUMN IF NOT EXISTS bytes bigint,     -- of all its pages,
+    ADD COLUMN IF NOT EXISTS new_bytes bigint; -- and of those that it wrote
 ALTER TABLE ls_dead_letters
     ADD COLUMN IF NOT EXISTS retry_from bigint,      -- a retry was begun when the log ended here,
     ADD COLUMN IF NOT EXISTS retry_at timestamptz,   -- at this time,
@@ -182,9 +189,8 @@ SELECT s.processor, s.topic, t.id AS ls_topic_id, s.partition AS ls_partition, s
 
 async def create(connection: asyncpg.Connection) -> None:
     """Make what is not there."""
-    newest = (
-        "SELECT to_regclass('ls_explain') IS NOT NULL AND to_regclass('ls_results') IS NOT NULL"
-    )
+    newest = """SELECT EXISTS (SELECT FROM pg_attribute
+                 WHERE attrelid = to_regclass('ls_snapshots') AND attname = 'new_bytes')"""
     if await connection.fetchval(newest):
         return
     async with connection.transaction():

@@ -13,7 +13,8 @@ from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import TransientError
 from ledgerstream.stream.partitions import Partition, Partitions
 from ledgerstream.stream.retries import retried
-from ledgerstream.stream.snapshot import Snapshots, Specs, freeze
+from ledgerstream.stream.snapshot import Specs, freeze
+from ledgerstream.stream.snapshots import Snapshots
 from ledgerstream.stream.threads import Compute
 
 log = structlog.get_logger()
@@ -92,13 +93,13 @@ class Snapshotter:
             )
             frozen = await asyncio.to_thread(arrange)
             epoch = self._committer.sink.epochs[number]
-            snapshot_id = await self.snapshots.write(frozen, epoch)
+            stored = await self.snapshots.write(frozen, epoch)
             spent = time.monotonic() - began
             while partition.committed < frozen.state_offset:
                 await self._moved.wait()
                 if self._partitions.active.get(number) is not partition:
                     return
-            valid = await self.snapshots.validate(snapshot_id)
+            valid = await self.snapshots.validate(stored)
             if valid:
                 partition.snapshot_at = frozen.state_offset
                 self.taken += 1

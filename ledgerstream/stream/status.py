@@ -75,8 +75,10 @@ SELECT l.processor, l.topic, l.partition, l.next_offset, l.log_end,
        ORDER BY next_offset DESC LIMIT 1) s ON true
   LEFT JOIN LATERAL (
       SELECT n.state_offset AS snapshot_offset,
-             (SELECT coalesce(sum(octet_length(g.data)), 0)::bigint FROM ls_snapshot_pages g
-               WHERE g.snapshot_id = n.snapshot_id) AS state_bytes
+             coalesce(n.bytes,  -- a snapshot of an older version has all its pages itself
+                      (SELECT coalesce(sum(octet_length(g.data)), 0)::bigint
+                         FROM ls_snapshot_pages g
+                        WHERE g.snapshot_id = n.snapshot_id)) AS state_bytes
         FROM ls_snapshots n
        WHERE n.processor = l.processor AND n.topic = l.topic AND n.partition = l.partition
          AND n.valid

@@ -21,7 +21,7 @@ from ledgerstream.stream.frames import state_frames, table_frame
 from ledgerstream.stream.machine import DeadLetter, Input, Machine, Piece
 from ledgerstream.stream.pgread import decode, joined
 from ledgerstream.stream.processor import Processor
-from ledgerstream.stream.snapshot import layout_of, pages_of, unpaged
+from ledgerstream.stream.snapshot import layout_of, paged, unpaged
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import Table
 from ledgerstream.wire.columns import RowCodec
@@ -114,7 +114,7 @@ def restarted(machine: Machine) -> Machine:
     """The machine as another process would find it: its state from the bytes of a snapshot."""
     specs = machine.processor.states
     content = machine.state.dump()
-    data = b"".join(pages_of(content, LIMITS.snapshot_page_bytes))
+    data = b"".join(paged(content))
     state = State(specs)
     state.load(unpaged(layout_of(specs, content), data))
     kind = type(machine.processor)

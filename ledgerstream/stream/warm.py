@@ -13,7 +13,9 @@ from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import compile_lock
 from ledgerstream.stream.machine import Input, Machine
 from ledgerstream.stream.newest import newest
+from ledgerstream.stream.pages import ids_of, match
 from ledgerstream.stream.processor import Processor
+from ledgerstream.stream.snapshot import paged
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import Table
 from ledgerstream.stream.version import code_version
@@ -74,7 +76,11 @@ def run_sample(processor: type[Processor]) -> list[type[Table]]:
         machine.forget()
     except LedgerStreamError:
         return tables  # made-up events need not make sense to it
-    State(processor.states).load(machine.state.dump())
+    content = machine.state.dump()
+    State(processor.states).load(content)
+    pages = paged(content)
+    match(ids_of(list(pages)), pages.ids)
+    list(pages.rows(np.arange(len(pages)), bytes(16), 1))
     return tables
 
 

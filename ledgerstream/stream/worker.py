@@ -21,7 +21,7 @@ from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.restore import Restorer
 from ledgerstream.stream.retries import awaited, pauses, retried
 from ledgerstream.stream.sink import Sink, Source
-from ledgerstream.stream.snapshot import Snapshots
+from ledgerstream.stream.snapshots import Snapshots
 from ledgerstream.stream.snapshotter import Snapshotter
 from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log, lost_by_log
 from ledgerstream.stream.streaming import Stream, cancelled
