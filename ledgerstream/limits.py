@@ -82,6 +82,10 @@ class Limits:
     producer_id_block: int = 1_000  # ids that are reserved on disk at a time
     open_files_max: int = 4_000  # of the log; those not used for longest are closed
     storage_retry_ms: int = 5_000  # a partition stopped by a full disk is tried again after this
+    retention_check_ms: int = 300_000  # Kafka's log.retention.check.interval.ms
+    file_delete_delay_ms: int = (
+        60_000  # Kafka's file.delete.delay.ms: what has left the log stays readable for so long
+    )
     checkpoint_ms: int = 5_000  # how often it is noted how far segments are synced
     checkpoint_bytes: int = (
         8 * MIB

@@ -1,7 +1,8 @@
-"""CreateTopics, DeleteTopics, CreatePartitions, DescribeLogDirs."""
+"""CreateTopics, DeleteTopics, DeleteRecords, CreatePartitions, DescribeLogDirs."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from ledgerstream.catalog import Answer
 
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
+
+NO_OFFSET = -1
+TO_HIGH_WATERMARK = -1  # in DeleteRecords: all that is durable
 
 
 async def create_topics(node: Node, exchange: Exchange) -> None:
@@ -106,6 +110,53 @@ async def delete_topics(node: Node, exchange: Exchange) -> None:
             "error_message": answer.message,
         })  # fmt: skip
     exchange.answer(throttle_time=0, responses=results)
+
+
+async def delete_records(node: Node, exchange: Exchange) -> None:
+    """Each log's new start is durable before the answer; the records' files go behind it."""
+    wanted = {
+        (topic.name, part.partition_index): part.offset
+        for topic in exchange.message.topics
+        for part in topic.partitions
+    }
+    answers = await asyncio.gather(
+        *(_delete_before(node, name, index, offset) for (name, index), offset in wanted.items())
+    )
+    topics: dict[str, list[dict[str, Any]]] = {}
+    for (name, index), (low_watermark, error) in zip(wanted, answers, strict=True):
+        topics.setdefault(name, []).append(
+            {"partition_index": index, "low_watermark": low_watermark, "error_code": error}
+        )
+    exchange.answer(
+        throttle_time=0,
+        topics=[{"name": name, "partitions": parts} for name, parts in topics.items()],
+    )
+
+
+async def _delete_before(node: Node, name: str, index: int, offset: int) -> tuple[int, ErrorCode]:
+    """(where the log begins, error)"""
+    replica = node.replicas.named(name, index)
+    if replica is None or name not in node.catalog.topics:  # the catalogue itself is no topic
+        return NO_OFFSET, ErrorCode.unknown_topic_or_partition
+    partition = replica.partition
+    if name in node.coordinators:
+        return NO_OFFSET, ErrorCode.invalid_topic_exception
+    if not partition.config.deletes:
+        return NO_OFFSET, ErrorCode.policy_violation
+    if offset == TO_HIGH_WATERMARK:
+        offset = partition.high_watermark
+    if not 0 <= offset <= partition.high_watermark:
+        return NO_OFFSET, ErrorCode.offset_out_of_range
+    done = node.loop.create_future()
+
+    def tell(durable: bool) -> None:
+        if not done.done():
+            done.set_result(durable)
+
+    node.store.trims.raise_to(partition, offset, tell)
+    if not await done:
+        return NO_OFFSET, ErrorCode.kafka_storage_error
+    return partition.log_start_offset, ErrorCode.none
 
 
 async def create_partitions(node: Node, exchange: Exchange) -> None:

@@ -46,6 +46,7 @@ HANDLERS: dict[Api, Handler] = {
     Api.API_VERSIONS: apiversions.handle,
     Api.CREATE_TOPICS: admin.create_topics,
     Api.DELETE_TOPICS: admin.delete_topics,
+    Api.DELETE_RECORDS: admin.delete_records,
     Api.INIT_PRODUCER_ID: txns.init_producer_id,
     Api.OFFSET_FOR_LEADER_EPOCH: offsets.for_leader_epoch,
     Api.ADD_PARTITIONS_TO_TXN: txns.add_partitions,

@@ -28,7 +28,7 @@ class NodeCollector:
         self.node = node
 
     def collect(self) -> Iterator[Metric]:
-        node, server = self.node, self.node.server
+        node, server, trims = self.node, self.node.server, self.node.store.trims
         requests = CounterMetricFamily(
             "ledgerstream_requests", "Requests received, by API", labels=["api"]
         )
@@ -61,6 +61,11 @@ class NodeCollector:
             failed.add_metric([partition], 1)
         yield failed
         yield from transactions(node)
+        for name, text, count in (
+            ("segments", "Segments that retention and DeleteRecords removed", trims.segments),
+            ("bytes", "Their bytes", trims.bytes),
+        ):
+            yield CounterMetricFamily(f"ledgerstream_log_removed_{name}", text, count)
         ends = GaugeMetricFamily(
             "ledgerstream_partition_high_watermark",
             "Offset up to which a partition is durable",

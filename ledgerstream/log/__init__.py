@@ -5,6 +5,8 @@ thread (`writer`) makes it durable, a second thread (`background`) syncs lazily 
 never opens or syncs a file, and only `disk` knows the operating system's calls. Nothing here knows
 of sockets, asyncio or the wall clock: `now_ms` is an argument, `Store.tick` the passing of time.
 
+Where a log begins, and which files go: `retention` decides, `trims` carries it out.
+
 Read `verdicts`, `config`, `producers`, `tail`, `partition`; then `segment` and `index` (Kafka's
 file formats); then `store`, `writer`, `journal`, `background`; then `loading` and `recovery` with
 the small files that they go by: `markers`, `snapshots`, `epochs`, `sealed`. `validate` is what a

@@ -24,6 +24,7 @@ from ledgerstream.log.partition import Partition
 from ledgerstream.log.producers import ProducerRecord
 from ledgerstream.log.recovery import UNSYNCED_NAME
 from ledgerstream.log.segment import Segment
+from ledgerstream.log.snapshots import sync_snapshot
 
 log = structlog.get_logger("log")
 # What an operator can put right while we run; after anything else only a restart tells what is
@@ -123,8 +124,13 @@ class Background:
     def wait_until_released(self) -> None:
         self._released.wait()
 
-    def write_checkpoint(self, points: list[Point]) -> None:
-        self.queue.put(partial(self._write_checkpoint, points))
+    def write_checkpoint(self, points: list[Point], written: Callable[[bool], None]) -> None:
+        """`written`: whether it is on the disk."""
+        self.queue.put(partial(self._write_checkpoint, points, written))
+
+    def let_go(self, segments: Sequence[Segment]) -> None:
+        """Free the space of files that lost their names a while ago."""
+        self.queue.put(partial(self._let_go, segments))
 
     def remove(self, path: str) -> None:
         self.queue.put(partial(self._remove, path))
@@ -133,9 +139,11 @@ class Background:
         written = [handle for handle, (_, entries) in save.indexes() if entries]
         if save.partition.broken or not self._settle(save.partition, save.segment, written):
             return
-        if save.next_segment is not None:
-            with suppress(OSError):  # a synced round in the new segment asks for it again
-                self._disk.sync_directory(save.partition.directory)
+        try:
+            sync_snapshot(self._disk, save.partition.directory, save.offset)
+        except OSError as error:  # the recovery point stays where it is
+            log.warning("producers' snapshot not synced", why=str(error))
+            return
         self._on_checkpoint(save)
 
     def _flush(self, current: JournalFile | None) -> None:
@@ -147,7 +155,7 @@ class Background:
     def _release(self, full: JournalFile) -> None:
         lost = False
         for segment, partition in full.covers.items():
-            if not partition.deleted:
+            if not (partition.deleted or segment.gone):
                 settled = not partition.broken and self._settle(partition, segment)
                 lost |= not settled and not partition.deleted
         if lost:
@@ -183,11 +191,18 @@ class Background:
         if not partition.deleted:
             self._on_failure(stopped(self._disk, partition, error, retriable))
 
-    def _write_checkpoint(self, points: list[Point]) -> None:
+    def _write_checkpoint(self, points: list[Point], written: Callable[[bool], None]) -> None:
         try:
             write_checkpoint(self._disk, self._root, points)
         except OSError as error:  # the older one stands: a crash scans more
             log.warning("checkpoint not written", why=str(error))
+            written(False)
+        else:
+            written(True)
+
+    def _let_go(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            segment.let_go(self._disk)
 
     def _remove(self, path: str) -> None:
         try:

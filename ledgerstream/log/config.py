@@ -42,10 +42,20 @@ class LogConfig:
     message_timestamp_type: Literal["CreateTime", "LogAppendTime"] = "CreateTime"
     message_timestamp_before_max_ms: int = 2**63 - 1
     message_timestamp_after_max_ms: int = 3_600_000  # Kafka 4's default
-    retention_ms: int = 7 * 24 * 3_600_000
+    retention_ms: int = -1
     retention_bytes: int = -1
     cleanup_policy: str = "delete"
     compression_type: str = "producer"  # batches are stored as they came, whatever this says
+
+    @property
+    def deletes(self) -> bool:
+        """Old segments go, by `retention_ms` and `retention_bytes`."""
+        return "delete" in self.cleanup_policy
+
+    @property
+    def compacts(self) -> bool:
+        """Of each key the newest record stays."""
+        return "compact" in self.cleanup_policy
 
     @property
     def log_append_time(self) -> bool:

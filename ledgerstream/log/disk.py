@@ -23,6 +23,7 @@ from ledgerstream.wire.batches import Buffer
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 PAGE_BYTES = 4096  # what direct writes are aligned to, in the file and in memory
 _DIRECT_BYTES = 1024 * 1024  # the aligned memory that they go through
+GONE_SUFFIX = ".gone"
 LOCK_NAME = ".lock"  # Kafka's name for it
 
 
@@ -44,13 +45,17 @@ class File:
 
 
 class Handle:
-    """A file's name, and its descriptor while it has one."""
+    """A file's name, and its descriptor while it has one.
 
-    __slots__ = ("file", "path")
+    `kept`: the file has lost its name, or another has taken it; whoever holds the handle reads on.
+    """
+
+    __slots__ = ("file", "kept", "path")
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.file: File | None = None
+        self.kept: File | None = None
 
 
 class Disk:
@@ -72,9 +77,18 @@ class Disk:
         return self._use(handle, os.O_RDWR | os.O_CREAT)
 
     def _use(self, handle: Handle, flags: int) -> File:
+        if (kept := handle.kept) is not None:
+            return kept
         file = handle.file
         if file is None:
-            file = File(self.open_fd(handle.path, flags))
+            try:
+                file = File(self.open_fd(handle.path, flags))
+            except FileNotFoundError:
+                if (kept := handle.kept) is None:
+                    raise
+                return kept
+            if (kept := handle.kept) is not None:
+                return kept  # meanwhile: what was opened may be another file
             self._open[handle] = handle.file = file
             while len(self._open) > self._open_files_max:
                 self._open.popitem(last=False)[0].file = None
@@ -84,6 +98,17 @@ class Disk:
         except KeyError:  # evicted by another thread a moment ago: it is in use after all
             self._open[handle] = handle.file = file
         return file
+
+    def keep(self, handle: Handle) -> None:
+        """The name is about to go: readers of this handle go on with the file that it means now."""
+        handle.kept = self.open(handle)
+        self.forget(handle)
+
+    def let_go(self, handle: Handle) -> None:
+        """Nobody reads a kept file any more: its space is free."""
+        handle.path += GONE_SUFFIX  # which is never there
+        handle.kept = None
+        self.forget(handle)
 
     def forget(self, handle: Handle) -> None:
         handle.file = None
@@ -108,7 +133,7 @@ class Disk:
     def read_cached(self, handle: Handle, position: int, size: int) -> bytearray:
         """Up to `size` bytes without waiting for the disk. NotCached if none can be had so, which
         is always where the file system does not know of it (tmpfs, NFS)."""
-        file = handle.file
+        file = handle.kept or handle.file
         if file is None:
             raise NotCached
         out = bytearray(size)

@@ -55,7 +55,9 @@ class PartitionSummary(NamedTuple):
 
 
 def write_checkpoint(disk: Disk, root: Path, points: list[Point]) -> None:
+    """On the disk when it returns, under its name too."""
     disk.write_file(str(root / CHECKPOINT_NAME), seal(_CHECKPOINT_TAG, points), sync=True)
+    disk.sync_directory(str(root))
 
 
 def read_checkpoint(disk: Disk, root: Path) -> dict[bytes, Point]:

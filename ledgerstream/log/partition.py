@@ -20,6 +20,7 @@ from ledgerstream.log.config import LogConfig, PartitionKey
 from ledgerstream.log.disk import Disk, NotCached
 from ledgerstream.log.epochs import Epochs
 from ledgerstream.log.producers import Producers
+from ledgerstream.log.retention import below
 from ledgerstream.log.segment import Segment, Source
 from ledgerstream.log.tail import Batch, Tail, TailCache
 from ledgerstream.log.verdicts import Appended, Guard, New, Refused, Repeat
@@ -272,11 +273,20 @@ class Partition:
         self._adopt(state)
         self.failure = None
 
-    def raise_log_start(self, offset: int) -> None:
-        """What lies below is gone for readers; at the next checkpoint it is so for good."""
-        assert self.log_start_offset <= offset <= self.high_watermark
-        self.log_start_offset = offset
-        self.host.checkpoint_due = True
+    def begin_segment(self, now_ms: int) -> None:
+        """Go on in a new segment, so that what there is may go."""
+        if self.segments[-1].size:
+            self._roll(now_ms)
+
+    def raise_log_start(self, offset: int, settled: int) -> list[Segment]:
+        """What lies below `offset` is gone, and that is durable: see `trims`. The segments that
+        nobody needs any more, of those below `settled`, up to which a recovery believes files."""
+        assert offset <= self.high_watermark
+        self.log_start_offset = max(self.log_start_offset, offset)
+        segments = self.segments
+        count = below(segments, min(self.log_start_offset, settled))
+        self.segments = segments[count:]  # a new list: readers go on with the one they have
+        return segments[:count]
 
     # reading
 
@@ -304,7 +314,8 @@ class Partition:
         at = max(bisect_right(segments, offset, key=_base_offset) - 1, 0)
         while at < len(segments) and segments[at].base_offset < end:
             segment = segments[at]
-            found = segment.read(source, offset, bytes_max, self._end_position(source, at, end))
+            end_position = self._end_position(source, segments, at, end)
+            found = segment.read(source, offset, bytes_max, end_position)
             if found is not None:
                 data, bound = found
                 return Read([data], end if bound is None else bound)
@@ -327,8 +338,9 @@ class Partition:
 
     def _aborted(self, source: Source, offset: int, bound: int) -> list[tuple[int, int]]:
         found = []
-        at = max(bisect_right(self.segments, offset, key=_base_offset) - 1, 0)
-        for segment in self.segments[at:]:
+        segments = self.segments
+        at = max(bisect_right(segments, offset, key=_base_offset) - 1, 0)
+        for segment in segments[at:]:
             if not len(segment.aborted):
                 continue
             for entry in segment.aborted_since(source, offset):
@@ -344,10 +356,9 @@ class Partition:
             if segment.pending and not self.broken:
                 segment.flush(self.host.disk)
 
-    def _end_position(self, source: Source, at: int, end: int) -> int:
+    def _end_position(self, source: Source, segments: list[Segment], at: int, end: int) -> int:
         """The byte of segment `at` where offset `end` starts."""
-        segments, durable = self.segments, self.durable
-        segment = segments[at]
+        segment, durable = segments[at], self.durable
         if segment is durable.segment and end == durable.offset:
             return durable.position
         if at + 1 < len(segments) and segments[at + 1].base_offset <= end:
@@ -359,15 +370,15 @@ class Partition:
     def offset_for_time(self, timestamp_ms: int, end: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record at or after the time, before `end`. Blocks."""
         self._flush()
-        source = self.host.disk.read
-        for at, segment in enumerate(self.segments):
+        source, segments = self.host.disk.read, self.segments
+        for at, segment in enumerate(segments):
             if segment.base_offset >= end:
                 return None
             if segment.max_timestamp < timestamp_ms:
                 continue
             start = segment.position_before(source, timestamp_ms)
             for position, header in segment.walk(
-                source, start, self._end_position(source, at, end)
+                source, start, self._end_position(source, segments, at, end)
             ):
                 if header.max_timestamp < timestamp_ms or header.control:
                     continue
@@ -380,14 +391,14 @@ class Partition:
     def latest_by_timestamp(self, end: int) -> tuple[int, int] | None:
         """(offset, timestamp) of the first record with the highest time before `end`. Blocks."""
         self._flush()
-        source = self.host.disk.read
+        source, segments = self.host.disk.read, self.segments
         best: tuple[int, int] | None = None
-        for at, segment in enumerate(self.segments):
+        for at, segment in enumerate(segments):
             if segment.base_offset >= end:
                 break
             if best is not None and segment.max_timestamp <= best[1]:
                 continue
-            last = self._end_position(source, at, end)
+            last = self._end_position(source, segments, at, end)
             start = segment.position_before(source, segment.max_timestamp)
             found = self._highest(source, segment, start, last)
             if found is None or found[1] < segment.max_timestamp:  # that one lies past `end`

@@ -32,12 +32,14 @@ from ledgerstream.log.journal import JournalContents, JournalRow
 from ledgerstream.log.markers import Point
 from ledgerstream.log.partition import State
 from ledgerstream.log.producers import Producers
+from ledgerstream.log.retention import below
 from ledgerstream.log.segment import LOG, Segment
 from ledgerstream.log.snapshots import (
     KEPT,
     read_snapshot,
     remove_snapshots,
     snapshot_offsets,
+    sync_snapshot,
     write_snapshot,
 )
 from ledgerstream.wire.batches import (
@@ -86,6 +88,9 @@ class _Recovery:
         names = disk.names(directory)
         bases = sorted(int(name.removesuffix(LOG)) for name in names if name.endswith(LOG))
         self.segments = [Segment(directory, base) for base in bases or [point.log_start_offset]]
+        # a crash came before the last step of a retention
+        gone = below(self.segments, min(point.log_start_offset, point.recovery_point))
+        self.leftover, self.segments = self.segments[:gone], self.segments[gone:]
         self.snapshots = snapshot_offsets(names)
         self.producers = Producers()
         self.epochs = Epochs()
@@ -101,6 +106,10 @@ class _Recovery:
         self._load_epochs(start)
         self._scan(at, start, journaled)
         self._check_whole(self.segments[-1])
+        if self.next_offset < self.log_start_offset:  # what was removed had not been synced yet
+            self._drop(0)
+            self.segments = [Segment(self.directory, self.log_start_offset)]
+            self.next_offset = self.log_start_offset
         self._finish()
         return State(
             self.segments,
@@ -305,9 +314,13 @@ class _Recovery:
         gone, self.segments = self.segments[at:], self.segments[:at]
         for segment in gone:
             log.warning("segment beyond the end removed", file=segment.log.path)
-            for handle in segment.handles:
-                self.disk.forget(handle)
-                self.disk.remove(handle.path)
+            self.touched.pop(segment, None)
+            self._remove(segment)
+
+    def _remove(self, segment: Segment) -> None:
+        for handle in segment.handles:
+            self.disk.forget(handle)
+            self.disk.remove(handle.path)
 
     def _fill(self, journaled: Journaled, segment: Segment, following: Segment | None) -> None:
         """Append to `segment` what the journal has, up to the next segment."""
@@ -331,6 +344,8 @@ class _Recovery:
 
     def _finish(self) -> None:
         """Write what was rebuilt, and sync it all: the recovery point is the end now."""
+        for segment in self.leftover:
+            self._remove(segment)
         for segment in self.segments:
             segment.written = segment.size
             segment.named = True
@@ -376,6 +391,7 @@ class _Recovery:
         """One of the end, one to fall back on; none of what was never acknowledged."""
         if self.touched or self.next_offset not in self.snapshots:
             write_snapshot(self.disk, self.directory, self.next_offset, self.producers.records())
+            sync_snapshot(self.disk, self.directory, self.next_offset)
         older = [offset for offset in self.snapshots if offset < self.next_offset]
         kept = [*older, self.next_offset][-KEPT:]
         remove_snapshots(self.disk, self.directory, {*self.snapshots} - {*kept})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ledgerstream.errors import CorruptError
@@ -66,6 +67,7 @@ class Segment:
         "base_offset",
         "created_ms",
         "first_timestamp",
+        "gone",
         "index",
         "log",
         "max_timestamp",
@@ -99,6 +101,7 @@ class Segment:
         self.written = 0  # the file has everything before this position
         self.writing = threading.Lock()
         self.named = False  # its directory entry is synced
+        self.gone = False  # it is no part of the log any more; who has it open reads on
         self._unindexed = 0
 
     @classmethod
@@ -207,6 +210,25 @@ class Segment:
         for handle in self.handles:
             disk.forget(handle)
             disk.remove(handle.path)
+
+    # going
+
+    def keep_open(self, disk: Disk) -> None:
+        """Before its files' names go. Nothing is pending: it was synced long ago."""
+        assert not self.pending
+        self.gone = True
+        for handle in self.handles:
+            with suppress(FileNotFoundError):  # as an index that was never needed
+                disk.keep(handle)
+
+    def remove_names(self, disk: Disk) -> None:
+        for handle in self.handles:
+            disk.remove(handle.path)
+
+    def let_go(self, disk: Disk) -> None:
+        """After a while in which whoever read it has finished."""
+        for handle in self.handles:
+            disk.let_go(handle)
 
     # finding
 

@@ -7,7 +7,9 @@ is longer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from ledgerstream.errors import CorruptError
 from ledgerstream.log.disk import Disk
@@ -24,6 +26,13 @@ def write_snapshot(
     disk: Disk, directory: str, offset: int, producers: Iterable[ProducerRecord]
 ) -> None:
     disk.write_file(_path(directory, offset), seal(_TAG, list(producers)), sync=False)
+
+
+def sync_snapshot(disk: Disk, directory: str, offset: int) -> None:
+    """It survives a power cut, name and all; it is fine if a later one has taken its place."""
+    with suppress(FileNotFoundError):
+        disk.sync_path(_path(directory, offset))
+    disk.sync_directory(directory)
 
 
 def read_snapshot(disk: Disk, directory: str, offset: int) -> Producers | None:
@@ -43,6 +52,18 @@ def read_snapshot(disk: Disk, directory: str, offset: int) -> Producers | None:
 def remove_snapshots(disk: Disk, directory: str, offsets: Iterable[int]) -> None:
     for offset in offsets:
         disk.remove(_path(directory, offset))
+
+
+def outdated_of(offsets: Sequence[int], reached: Iterable[int]) -> tuple[int, ...]:
+    """The superfluous ones of `offsets` (ascending).
+
+    A recovery goes by the newest at or below its checkpoint file's recovery point, which may be
+    well behind the log. `reached`: the recovery points of the file, and of the one being written.
+    """
+    kept = {*offsets[-KEPT:]}
+    for point in reached:
+        kept.add(offsets[max(bisect_right(offsets, point) - 1, 0)])
+    return tuple(offset for offset in offsets if offset not in kept)
 
 
 def snapshot_offsets(names: Iterable[str]) -> list[int]:

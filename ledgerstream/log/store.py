@@ -27,8 +27,9 @@ from ledgerstream.log.partition import Partition, State
 from ledgerstream.log.producers import Producers
 from ledgerstream.log.recovery import REMEDY
 from ledgerstream.log.segment import Segment
-from ledgerstream.log.snapshots import KEPT
+from ledgerstream.log.snapshots import outdated_of
 from ledgerstream.log.tail import Batch, TailCache
+from ledgerstream.log.trims import Trims
 from ledgerstream.log.writer import Item, Repair, Stats, Writer
 
 log = structlog.get_logger("log")
@@ -44,6 +45,7 @@ class Store:
         self.limits = limits
         self.disk = disk
         self.tails = TailCache(limits.tail_cache_bytes, self._flush_soon)
+        self.trims = Trims(self)
         self.failure: str | None = None  # the journal failed: nothing can be written any more
         self.checkpoint_due = False
         self._lock: File | None = lock
@@ -59,6 +61,9 @@ class Store:
         self._background = Background(
             disk, directory, self._checkpointed, self._flushed, self._background_failed, self._fatal
         )
+        # recovery points in the checkpoint file, and in the one that is being written
+        self._reached: dict[bytes, int] = {}
+        self._pledged: dict[bytes, int] = {}
         # acknowledged offsets of partitions that could not be recovered, and of lost directories
         self._unrecovered: dict[bytes, Point] = {}
         self._lost: dict[bytes, Point] = {}
@@ -163,7 +168,9 @@ class Store:
                 self._stop_unrecovered(partition, found.point, found.failure)
         here = {partition.identity for partition in self._partitions.values()}
         self._lost = {each.identity: each for each in loading.acknowledged(except_for=here)}
-        write_checkpoint(self.disk, self.directory, self._points())
+        points = self._points()
+        write_checkpoint(self.disk, self.directory, points)
+        self._reached = _recovery_points(points)
         remove_clean(self.disk, self.directory)
         if any(partition.failure for partition in self._partitions.values()):
             loading.journals.set_aside()
@@ -239,7 +246,9 @@ class Store:
         segment.index_time()
         offsets = (*(o for o in partition.snapshot_offsets if o != partition.next_offset),)
         offsets += (partition.next_offset,)
-        partition.snapshot_offsets = offsets[-KEPT:]
+        files = self._reached, self._pledged
+        outdated = outdated_of(offsets, [each.get(partition.identity, 0) for each in files])
+        partition.snapshot_offsets = tuple(o for o in offsets if o not in outdated)
         partition.unchecked_bytes = 0
         save = Save(
             partition,
@@ -249,7 +258,7 @@ class Store:
             segment.times.waiting(),
             segment.aborted.waiting(),
             partition.producers.records(),
-            offsets[:-KEPT],
+            outdated,
             following,
         )
         self.write(partial(self._writer.save, save))
@@ -286,14 +295,32 @@ class Store:
             if self.checkpoint_due:
                 self.checkpoint_due = False
                 self._lost.clear()  # nobody asked for them since the start: they were deleted
-                self._background.write_checkpoint(self._points())
+                self.write_checkpoint(_nobody)
         if now_ms >= self._expiry_at_ms:
             self._expiry_at_ms = now_ms + self.limits.producer_id_expiry_check_ms
             for partition in self._partitions.values():
                 partition.producers.expire(now_ms, self.limits.producer_id_expiry_ms)
+        self.trims.tick(self._partitions.values(), now_ms)
         for partition in self._partitions.values():
             if partition.retriable:
                 self._retry(partition, now_ms)
+
+    def write_checkpoint(self, written: Callable[[bool], None]) -> None:
+        """`written`, on the loop: whether it is on the disk."""
+        points = self._points()
+        self._pledged = _recovery_points(points)
+        tell = partial(self._checkpoint_written, points, written)
+        self._background.write_checkpoint(points, tell)
+
+    def drop(self, partition: Partition, segments: list[Segment]) -> None:
+        """They lie below the log's start."""
+        first = partition.segments[0].base_offset
+        older = [offset for offset in partition.snapshot_offsets if offset < first]
+        partition.snapshot_offsets = partition.snapshot_offsets[len(older) :]
+        self.write(partial(self._writer.drop, partition, segments, older))
+
+    def let_go(self, segments: list[Segment]) -> None:
+        self._background.let_go(segments)
 
     def _flush_soon(self) -> None:
         if not self._flushing and self._threads:
@@ -306,7 +333,8 @@ class Store:
         elif now_ms >= partition.retry_at_ms:
             partition.retriable = False
             repaired = partial(self._repaired, partition)
-            self.write(Repair(partition, partition.durable, self._point(partition), repaired))
+            point = self._point(partition)._replace(log_start_offset=partition.log_start_offset)
+            self.write(Repair(partition, partition.durable, point, repaired))
 
     def _points(self) -> list[Point]:
         points = [self._point(partition) for partition in self._partitions.values()]
@@ -319,7 +347,7 @@ class Store:
             partition.identity,
             partition.recovery_point,
             partition.high_watermark if self._sync else partition.recovery_point,
-            partition.log_start_offset,
+            self.trims.start_wanted(partition),
         )
 
     # called by the threads; each goes on on the loop
@@ -332,6 +360,11 @@ class Store:
 
     def _checkpointed(self, save: Save) -> None:
         self._post(partial(self._on_loop_checkpointed, save))
+
+    def _checkpoint_written(
+        self, points: list[Point], written: Callable[[bool], None], durable: bool
+    ) -> None:
+        self._post(partial(self._on_loop_checkpoint_written, points, written, durable))
 
     def _flushed(self) -> None:
         self._post(self._on_loop_flushed)
@@ -379,6 +412,13 @@ class Store:
         save.partition.recovery_point = save.offset
         self.checkpoint_due = True
 
+    def _on_loop_checkpoint_written(
+        self, points: list[Point], written: Callable[[bool], None], durable: bool
+    ) -> None:
+        if durable:
+            self._reached = _recovery_points(points)
+        written(durable)
+
     def _on_loop_flushed(self) -> None:
         self._flushing = False
 
@@ -390,6 +430,10 @@ class Store:
                 partition.stop(sentence, retriable=False)
             self._on_round(self.partitions())
             self._on_fatal(sentence)
+
+
+def _recovery_points(points: list[Point]) -> dict[bytes, int]:
+    return {point.identity: point.recovery_point for point in points}
 
 
 def _nobody(_: object) -> None:

@@ -340,6 +340,23 @@ class Writer:
         partition.broken = False
         on_repaired(state)
 
+    def drop(self, partition: Partition, segments: list[Segment], snapshots: list[int]) -> None:
+        """Files below the log's start lose their names; those who read them have them open."""
+        try:
+            self.withdraw(segments)
+            for segment in segments:
+                segment.remove_names(self._disk)
+            remove_snapshots(self._disk, partition.directory, snapshots)
+        except OSError as error:  # the next recovery removes what is left
+            log.warning("old segments not removed", partition=str(partition.key), why=str(error))
+
+    def withdraw(self, segments: list[Segment]) -> None:
+        """Keep them readable for those who have them; the journal need not look after them."""
+        for segment in segments:
+            segment.keep_open(self._disk)
+            if self._journal is not None and self._journal.current is not None:
+                self._journal.current.covers.pop(segment, None)
+
     def delete(self, partition: Partition) -> None:
         partition.broken = True
         key = partition.key  # without the topic's name, which may be as long as a file's can be

@@ -20,6 +20,7 @@ class Api(IntEnum):
     API_VERSIONS = 18
     CREATE_TOPICS = 19
     DELETE_TOPICS = 20
+    DELETE_RECORDS = 21
     INIT_PRODUCER_ID = 22
     OFFSET_FOR_LEADER_EPOCH = 23
     ADD_PARTITIONS_TO_TXN = 24
@@ -46,6 +47,7 @@ BROKER_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.API_VERSIONS: (0, 4),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
+    Api.DELETE_RECORDS: (0, 2),
     Api.INIT_PRODUCER_ID: (0, 6),  # 6 is KIP-939, which Apache Kafka has not finished
     Api.OFFSET_FOR_LEADER_EPOCH: (2, 4),
     Api.ADD_PARTITIONS_TO_TXN: (0, 5),

@@ -25,6 +25,7 @@ LEAST: dict[Api, dict[str, object]] = {
     Api.API_VERSIONS: {"client_software_name": "t", "client_software_version": "1"},
     Api.CREATE_TOPICS: {"topics": [], "timeout": 1000, "validate_only": False},
     Api.DELETE_TOPICS: {"topics": [], "topic_names": [], "timeout": 1000},
+    Api.DELETE_RECORDS: {"topics": [], "timeout": 1000},
     Api.INIT_PRODUCER_ID: {
         "transactional_id": None, "transaction_timeout": 1000, "producer_id": -1,
         "producer_epoch": -1, "enable2_pc": False, "keep_prepared_txn": False,

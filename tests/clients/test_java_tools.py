@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,24 @@ def test_config_command_and_log_dirs(our_broker: Broker, topic: str) -> None:
         "--topic-list", topic,
     )  # fmt: skip
     assert f'"partition":"{topic}-0"' in dirs
+
+
+def test_delete_records_command(our_broker: Broker, topic: str, tmp_path: Path) -> None:
+    """Item 21."""
+    kafka.tool(
+        TOOLS + "TopicCommand", "--bootstrap-server", our_broker.address, "--create",
+        "--topic", topic,
+    )  # fmt: skip
+    kafka.tool(
+        TOOLS + "VerifiableProducer", "--bootstrap-server", our_broker.address, "--topic", topic,
+        "--max-messages", "50",
+    )  # fmt: skip
+    wanted = tmp_path / "wanted.json"
+    for offset, start in ((20, 20), (-1, 50)):
+        partition = {"topic": topic, "partition": 0, "offset": offset}
+        wanted.write_text(json.dumps({"version": 1, "partitions": [partition]}))
+        told = kafka.tool(
+            TOOLS + "DeleteRecordsCommand", "--bootstrap-server", our_broker.address,
+            "--offset-json-file", str(wanted),
+        )  # fmt: skip
+        assert f"low_watermark: {start}" in told

@@ -11,7 +11,7 @@ import pytest
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.wire import batches
-from tests.differential import transactions  # noqa: F401 - its scenarios are among them
+from tests.differential import retention, transactions  # noqa: F401 - theirs are among them
 from tests.differential.raw import Raw
 from tests.differential.scenarios import SCENARIOS
 from tests.peers.kafka import ApacheKafka
@@ -28,6 +28,13 @@ EXPLAINED: dict[tuple[str, str], str] = {
     "where Kafka fails with UNKNOWN_SERVER_ERROR",
     ("produce_outside_of_a_transaction", "a repeat"): "a batch that is in the log is answered with "
     "its offset, also when its transaction has ended",
+    ("what_is_deleted_is_out_of_range", "all gone: the newest"): "no record that was deleted is "
+    "named, where Kafka looks into the segment that is still there",
+    **{
+        ("a_deleted_part_of_an_open_transaction", f"below {offset}: 1"): "the last stable offset "
+        "is never below the log's start, also before the next append"
+        for offset in (2, 6)
+    },
     **{
         ("metadata_in_every_version", f"v{version}"): "an automatically created topic is told of "
         "in the same reply: waiting beats refusing"

@@ -109,6 +109,13 @@ class Running:
             )
         )
 
+    def trim(self, partition: Partition, offset: int) -> bool:
+        """Let the log begin at `offset`; whether that is durable."""
+        told: list[bool] = []
+        self.store.trims.raise_to(partition, offset, told.append)
+        self.until(lambda: told)
+        return told[0]
+
     def until(self, holds: Callable[[], object]) -> None:
         while not holds():
             try:

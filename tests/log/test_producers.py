@@ -317,7 +317,7 @@ def test_moving_the_log_start_keeps_producers(open_store: Callable[..., Running]
     running = open_store()
     partition = running.create()
     running.write(partition, 1, pid=9, sequence=0)
-    partition.raise_log_start(3)
+    assert running.trim(partition, 3)
     assert running.append(partition, pid=9, sequence=0) == Repeat(0, 2, 1_002)
 
 

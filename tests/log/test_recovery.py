@@ -202,7 +202,7 @@ def test_a_damaged_snapshot_is_passed_over(open_store: Open, tmp_path: Path) -> 
     assert partition.recovery_point > 0
     running.abandon()
     snapshots = log_files(tmp_path / "data", ".producers")
-    assert len(snapshots) == 2
+    assert len(snapshots) >= 2
     overwrite(snapshots[-1], 20, b"damage")
     assert open_store(DIRECT).partition().producers.records() == producers
 
@@ -266,9 +266,7 @@ def test_recovery_is_the_same_the_second_time(open_store: Open, tmp_path: Path) 
 def test_the_log_start_survives_a_crash(open_store: Open) -> None:
     running = open_store()
     running.write(running.create(), 10)
-    running.partition().raise_log_start(7)
-    running.store.tick(10_000)
-    running.drain()
+    assert running.trim(running.partition(), 7)
     running.abandon()
     assert open_store().partition().log_start_offset == 7
 
