@@ -54,6 +54,15 @@ class Limits:
     transactional_id_expiry_check_ms: int = 3_600_000  # how often unused ids are looked for
     marker_retry_ms: int = 100  # a partition that could not take a marker is tried again
     coordinator_load_wait_ms: int = 2_000  # a request waits so long for its coordinator to load
+    group_session_ms_min: int = 6_000  # Kafka's group.min.session.timeout.ms
+    group_session_ms_max: int = 1_800_000  # Kafka's group.max.session.timeout.ms
+    group_initial_rebalance_delay_ms: int = 3_000  # an empty group waits so long for more members
+    group_new_member_ms: int = 300_000  # a member that joins anew, and may be gone, is kept so long
+    group_members_max: int = 10_000  # of one group, and ids given to those that are about to join
+    group_metadata_bytes_max: int = 16 * MIB  # subscriptions and assignments of one group
+    offset_metadata_chars_max: int = 4_096  # Kafka's offset.metadata.max.bytes, which counts chars
+    offsets_retention_minutes: int = 10_080  # Kafka's offsets.retention.minutes
+    offsets_expiry_check_ms: int = 600_000  # Kafka's offsets.retention.check.interval.ms
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
     shutdown_ms_max: int = 30_000  # a clean stop takes no longer
 
@@ -142,6 +151,8 @@ class Limits:
         assert self.producer_inflight_max <= self.producer_batches_kept
         assert self.producer_batch_bytes <= self.batch_bytes_max
         assert self.request_ms_max <= self.delivery_ms_max
+        assert 0 < self.group_session_ms_min <= self.group_session_ms_max
+        assert self.group_metadata_bytes_max < self.coordinator_segment_bytes
         assert self.retry_first_ms <= self.retry_ms_max < self.delivery_ms_max
         assert self.round_journal_bytes <= self.round_bytes_max <= self.journal_bytes
         assert self.index_interval_bytes < self.segment_bytes < 2**31

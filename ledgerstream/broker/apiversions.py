@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 TRANSACTION_VERSION = "transaction.version"
 # what each transaction with an epoch of its own takes; clients switch over by the feature alone
-TXN_OFFSET_COMMIT = 28
-_V2_NEEDS = {int(Api.PRODUCE): 12, int(Api.END_TXN): 5, TXN_OFFSET_COMMIT: 5}
+_V2_NEEDS = {int(Api.PRODUCE): 12, int(Api.END_TXN): 5, int(Api.TXN_OFFSET_COMMIT): 5}
 _HIGHEST = {int(api): high for api, (_, high) in BROKER_VERSIONS.items()}
 _V2 = all(_HIGHEST.get(api, -1) >= version for api, version in _V2_NEEDS.items())
 _FINALIZED = [

@@ -17,6 +17,7 @@ from kio.schema.errors import ErrorCode
 from ledgerstream import catalog as cat
 from ledgerstream import topicconfig
 from ledgerstream.broker.dispatch import Dispatch
+from ledgerstream.broker.grouphost import Groups
 from ledgerstream.broker.host import Host, replay_log
 from ledgerstream.broker.markers import Markers
 from ledgerstream.broker.producerids import ProducerIds
@@ -73,8 +74,9 @@ class Node:
         self.producer_ids: ProducerIds
         self.markers = Markers(self)
         self.transactions = Transactions(self, self.markers)
+        self.groups = Groups(self)
         self.coordinators: dict[str, Shards[Any, Any]] = {  # by internal topic
-            self.transactions.shards.topic: self.transactions.shards
+            each.topic: each for each in (self.transactions.shards, self.groups.shards)
         }
         self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,11 +188,14 @@ class Node:
                     self._delete(record.topic_id)
 
     def _delete(self, topic_id: uuid.UUID) -> None:
+        name, partitions = "", 0
         for replica in tuple(self.replicas):
             key = replica.partition.key
             if key.topic_id == topic_id:
+                name, partitions = key.topic, partitions + 1
                 self.replicas.remove(key.topic, topic_id, key.index)
                 self.store.delete(key)
+        self.groups.forget_topic(name, partitions)
 
     def _on_store_fatal(self, why: str) -> None:
         if not self.fatal.done():
@@ -203,6 +208,7 @@ class Node:
             self._expiry.cancel()
         for fetch in tuple(self.parked):
             self.dispatch.go_on(fetch.exchange, fetch.finish_now)
+        self.groups.stop()
         await self.server.stop()
         for task in tuple(self._tasks):
             task.cancel()
@@ -275,6 +281,7 @@ class Node:
         now_ms = self.now_ms()
         self.store.tick(now_ms)
         self.transactions.tick(now_ms)
+        self.groups.tick(now_ms)
         self._expiry = self.loop.call_later(self.limits.tick_ms / 1000, self._expire)
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ledgerstream.errors import ConfigError
+from ledgerstream.limits import LIMITS
 
 ADDRESS_FILE = "address"  # in data_dir while a broker serves it: host:port and its pid, for others
 
@@ -48,6 +49,17 @@ class Settings(BaseSettings):
         default=False,
         description="allow transactions without timeout, which a client prepares and completes "
         "after it has decided elsewhere (KIP-939)",
+    )
+    group_initial_rebalance_delay_ms: int = Field(
+        default=LIMITS.group_initial_rebalance_delay_ms,
+        ge=0,
+        description="an empty consumer group waits so long for more members before its first "
+        "rebalance; embedded brokers, whose consumers come one at a time, have 0",
+    )
+    offsets_retention_minutes: int = Field(
+        default=LIMITS.offsets_retention_minutes,
+        ge=1,
+        description="a group's offsets are forgotten so long after its last member has gone",
     )
     metrics_port: int | None = Field(
         default=None,

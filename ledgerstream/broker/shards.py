@@ -95,11 +95,13 @@ class Shard(Generic[M, R]):
         make: Callable[[], M],
         codec: Codec[R],
         loaded: Callable[[Shard[M, R]], None],
+        lost: Callable[[Shard[M, R], M], None],
     ) -> None:
         self.replica = replica
         self.error = ErrorCode.coordinator_load_in_progress  # what to answer while `ready` is false
         self.load_ms = 0.0  # of the last load
-        self._node, self._make, self._codec, self._loaded = node, make, codec, loaded
+        self._node, self._make, self._codec = node, make, codec
+        self._loaded, self._lost = loaded, lost
         self._machine: M | None = None
         self._settled = asyncio.Event()  # loaded, or found that it cannot be
         self._loading = False
@@ -212,9 +214,11 @@ class Shard(Generic[M, R]):
 
     def _throw_away(self) -> None:
         """What was decided and is not durable has never been; what is, the log says again."""
-        self._machine = None
+        machine, self._machine = self._machine, None
         self.error = ErrorCode.not_coordinator
         self._settled.set()
+        if machine is not None:
+            self._lost(self, machine)
 
     def _load(self) -> None:
         partition = self.replica.partition
@@ -270,9 +274,13 @@ class Shards(Generic[M, R]):
         make: Callable[[], M],
         codec: Codec[R],
         loaded: Callable[[Shard[M, R]], None] = lambda _: None,
+        lost: Callable[[Shard[M, R], M], None] = lambda _, __: None,
     ) -> None:
+        """`loaded` is called with each machine that is there; `lost` with one that was thrown away,
+        whose soft state is to be seen to."""
         self.topic = topic
-        self._node, self._make, self._codec, self._loaded = node, make, codec, loaded
+        self._node, self._make, self._codec = node, make, codec
+        self._loaded, self._lost = loaded, lost
         self._shards: dict[int, Shard[M, R]] = {}
         self._partitions = 0
         self._creating: asyncio.Task[None] | None = None
@@ -284,7 +292,9 @@ class Shards(Generic[M, R]):
         """The node has opened a partition of the topic."""
         self._partitions = topic.partitions
         index = replica.partition.key.index
-        self._shards[index] = Shard(self._node, replica, self._make, self._codec, self._loaded)
+        self._shards[index] = Shard(
+            self._node, replica, self._make, self._codec, self._loaded, self._lost
+        )
 
     def of(self, index: int) -> Shard[M, R] | None:
         return self._shards.get(index)
