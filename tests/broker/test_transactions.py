@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from kio.schema.errors import ErrorCode
 
-from ledgerstream.broker.apiversions import TXN_OFFSET_COMMIT
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.broker.metrics import NodeCollector
 from ledgerstream.broker.node import Node
@@ -68,7 +67,7 @@ def test_the_feature_is_advertised_only_with_all_that_it_takes(our_broker: Broke
     spoken = {int(api): high for api, (_, high) in BROKER_VERSIONS.items()}
     whole = (
         spoken[Api.PRODUCE] >= 12 and spoken[Api.END_TXN] >= 5
-        and spoken.get(TXN_OFFSET_COMMIT, -1) >= 5
+        and spoken[Api.TXN_OFFSET_COMMIT] >= 5
     )  # fmt: skip
     with Raw(our_broker.address) as raw:
         reply = raw.ask(Api.API_VERSIONS, 3, **LEAST[Api.API_VERSIONS])

@@ -21,7 +21,26 @@ LEAST: dict[Api, dict[str, object]] = {
         "include_cluster_authorized_operations": True,
         "include_topic_authorized_operations": True,
     },
-    Api.FIND_COORDINATOR: {"key": "", "key_type": 0, "coordinator_keys": []},
+    Api.OFFSET_COMMIT: {
+        "group_id": "g", "generation_id_or_member_epoch": -1, "member_id": "",
+        "group_instance_id": None, "retention_time": -1, "topics": [],
+    },
+    Api.OFFSET_FETCH: {"group_id": "g", "groups": [], "topics": [], "require_stable": True},
+    Api.FIND_COORDINATOR: {"key": "g", "key_type": 0, "coordinator_keys": []},
+    Api.JOIN_GROUP: {
+        "group_id": "", "session_timeout": 10_000, "rebalance_timeout": 10_000, "member_id": "",
+        "group_instance_id": None, "protocol_type": "consumer", "protocols": [], "reason": None,
+    },
+    Api.HEARTBEAT: {
+        "group_id": "", "generation_id": 0, "member_id": "", "group_instance_id": None,
+    },
+    Api.LEAVE_GROUP: {"group_id": "", "member_id": "", "members": []},
+    Api.SYNC_GROUP: {
+        "group_id": "", "generation_id": 0, "member_id": "", "group_instance_id": None,
+        "protocol_type": "consumer", "protocol_name": "range", "assignments": [],
+    },
+    Api.DESCRIBE_GROUPS: {"groups": [], "include_authorized_operations": True},
+    Api.LIST_GROUPS: {"states_filter": [], "types_filter": []},
     Api.API_VERSIONS: {"client_software_name": "t", "client_software_version": "1"},
     Api.CREATE_TOPICS: {"topics": [], "timeout": 1000, "validate_only": False},
     Api.DELETE_TOPICS: {"topics": [], "topic_names": [], "timeout": 1000},
@@ -48,6 +67,10 @@ LEAST: dict[Api, dict[str, object]] = {
         "state_filters": [], "producer_id_filters": [], "duration_filter": -1,
         "transactional_id_pattern": None,
     },
+    Api.TXN_OFFSET_COMMIT: {
+        "transactional_id": "", "group_id": "", "producer_id": 0, "producer_epoch": 0,
+        "generation_id": -1, "member_id": "", "group_instance_id": None, "topics": [],
+    },
     Api.DESCRIBE_CONFIGS: {
         "resources": [
             {"resource_type": 4, "resource_name": "1", "configuration_keys": None}
@@ -56,6 +79,8 @@ LEAST: dict[Api, dict[str, object]] = {
     },
     Api.DESCRIBE_LOG_DIRS: {"topics": None},
     Api.CREATE_PARTITIONS: {"topics": [], "timeout": 1000, "validate_only": False},
+    Api.DELETE_GROUPS: {"groups_names": []},
+    Api.OFFSET_DELETE: {"group_id": "", "topics": []},
     Api.INCREMENTAL_ALTER_CONFIGS: {"resources": [], "validate_only": False},
     Api.DESCRIBE_CLUSTER: {
         "include_cluster_authorized_operations": True, "endpoint_type": 1,
@@ -63,9 +88,12 @@ LEAST: dict[Api, dict[str, object]] = {
     },
 }  # fmt: skip
 
-# with the least that they take; groups are not served yet
+# with the least that they take
 REFUSED = {
-    Api.FIND_COORDINATOR: "coordinator_not_available",
+    **dict.fromkeys(
+        (Api.JOIN_GROUP, Api.HEARTBEAT, Api.LEAVE_GROUP, Api.SYNC_GROUP, Api.OFFSET_DELETE),
+        "invalid_group_id",
+    ),
     Api.ADD_OFFSETS_TO_TXN: "invalid_request",  # no transactional id
     Api.END_TXN: "invalid_request",
 }
