@@ -59,6 +59,10 @@ class Limits:
     group_initial_rebalance_delay_ms: int = 3_000  # an empty group waits so long for more members
     group_new_member_ms: int = 300_000  # a member that joins anew, and may be gone, is kept so long
     group_members_max: int = 10_000  # of one group, and ids given to those that are about to join
+    consumer_session_ms: int = 45_000  # Kafka's group.consumer.session.timeout.ms
+    consumer_heartbeat_ms: int = 5_000  # Kafka's group.consumer.heartbeat.interval.ms: if large
+    consumer_heartbeat_ms_min: int = 500  # of a small group; each member adds 5 ms
+    consumer_hurry_ms: int = 100  # of a member that is on its way to what it is to have
     group_metadata_bytes_max: int = 16 * MIB  # subscriptions and assignments of one group
     offset_metadata_chars_max: int = 4_096  # Kafka's offset.metadata.max.bytes, which counts chars
     offsets_retention_minutes: int = 10_080  # Kafka's offsets.retention.minutes
@@ -152,6 +156,9 @@ class Limits:
         assert self.producer_batch_bytes <= self.batch_bytes_max
         assert self.request_ms_max <= self.delivery_ms_max
         assert 0 < self.group_session_ms_min <= self.group_session_ms_max
+        assert self.consumer_hurry_ms <= self.consumer_heartbeat_ms_min
+        assert self.consumer_heartbeat_ms_min < self.consumer_heartbeat_ms
+        assert self.consumer_heartbeat_ms * 3 <= self.consumer_session_ms
         assert self.group_metadata_bytes_max < self.coordinator_segment_bytes
         assert self.retry_first_ms <= self.retry_ms_max < self.delivery_ms_max
         assert self.round_journal_bytes <= self.round_bytes_max <= self.journal_bytes

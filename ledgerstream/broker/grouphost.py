@@ -18,7 +18,15 @@ from kio.schema.errors import ErrorCode
 
 from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.shards import Shard, Shards, Unavailable
-from ledgerstream.groups import GroupCodec, GroupCoordinator, GroupRecord, Joined, Rules, Synced
+from ledgerstream.groups import (
+    ConsumerRules,
+    GroupCodec,
+    GroupCoordinator,
+    GroupRecord,
+    Joined,
+    Rules,
+    Synced,
+)
 from ledgerstream.groups import Told as GroupTold
 from ledgerstream.machine import Decision
 
@@ -60,16 +68,23 @@ class Groups:
             settings.group_initial_rebalance_delay_ms, limits.group_new_member_ms,
             limits.group_members_max, limits.group_metadata_bytes_max,
         )  # fmt: skip
+        modern = ConsumerRules(limits.consumer_session_ms, limits.group_members_max)
         self.shards: Shards[GroupCoordinator, GroupRecord] = Shards(
             node,
             TOPIC,
-            partial(GroupCoordinator, rules, metadata_chars_max=limits.offset_metadata_chars_max),
+            partial(
+                GroupCoordinator,
+                node.catalog,
+                rules,
+                modern,
+                metadata_chars_max=limits.offset_metadata_chars_max,
+            ),
             GroupCodec(),
             self._loaded,
             self._lost,
         )
         self._node = node
-        self._bells: dict[int, asyncio.TimerHandle] = {}  # by partition
+        self._bells: dict[int, tuple[int, asyncio.Handle]] = {}  # by partition: when, and what
         self._expiry_at_ms: dict[int, int] = {}
 
     @property
@@ -136,11 +151,12 @@ class Groups:
         """See to it that the coordinator's earliest deadline is kept."""
         next_ms = shard.machine.next_ms if shard.ready else None
         bell = self._bells.get(shard.index)
-        if next_ms is None or (bell is not None and bell.when() <= next_ms / 1000):
+        if next_ms is None or (bell is not None and bell[0] <= next_ms):
             return
         if bell is not None:
-            bell.cancel()
-        self._bells[shard.index] = self._node.loop.call_at(next_ms / 1000, self._ring, shard)
+            bell[1].cancel()
+        handle = self._node.loop.call_at(next_ms / 1000, self._ring, shard)
+        self._bells[shard.index] = next_ms, handle
 
     def _ring(self, shard: GroupShard) -> None:
         self._bells.pop(shard.index, None)
@@ -205,7 +221,7 @@ class Groups:
         for shard in self.shards:
             bell = self._bells.pop(shard.index, None)
             if bell is not None:
-                bell.cancel()
+                bell[1].cancel()
             if shard.ready:
                 self._lost(shard, shard.machine)
 

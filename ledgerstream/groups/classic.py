@@ -120,6 +120,22 @@ class ClassicGroup:
         for member in self.members.values():
             self._timers.set(member.timer, at_ms + member.session_ms)
 
+    def begin_again(self, out: Outcome) -> None:
+        """It was a next-generation group just now: its members are called to join."""
+        self.start(out.at_ms)
+        if self.phase is STABLE:
+            self._prepare(out)
+
+    def call_off(self, out: Outcome) -> None:
+        """It becomes a next-generation group: whoever waits is to join again, and no clock runs."""
+        for member in self.members.values():
+            reply = Joined(ErrorCode.rebalance_in_progress, member.member_id)
+            self._unpark_join(member, reply, out)
+            self._unpark_sync(member, Synced(ErrorCode.rebalance_in_progress), out)
+            self._timers.cancel(member.timer)
+        for timer in (self._join_timer, self._sync_timer, *self._pending.values()):
+            self._timers.cancel(timer)
+
     def _record(self, now_ms: int, assignments: dict[str, bytes]) -> GroupMetadata:
         members = tuple(
             member.recorded(self.protocol, assignments.get(member.member_id, b""))
@@ -169,7 +185,7 @@ class ClassicGroup:
         known = None if asked.instance_id is None else self._static.get(asked.instance_id)
         if known is not None:
             self._replace_static(asked, known, ticket, out)
-        elif asked.instance_id is None and asked.must_know_id:
+        elif asked.is_nameless:
             timer = Timer(lambda out: self._pending_is_over(asked.new_id, out))
             self._pending[asked.new_id] = timer
             self._timers.set(timer, out.at_ms + asked.session_ms)
@@ -493,6 +509,11 @@ class ClassicGroup:
             return ErrorCode.unknown_member_id
         if not in_transaction and self.phase is COMPLETING:
             return ErrorCode.rebalance_in_progress
+        return ErrorCode.none
+
+    def why_not_commit_at(
+        self, member_id: str, generation: int, topic: str, partition: int
+    ) -> ErrorCode:
         return ErrorCode.none
 
     def why_not_fetch(self, member_id: str | None, member_epoch: int) -> ErrorCode:

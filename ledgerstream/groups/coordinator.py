@@ -13,8 +13,24 @@ from typing import NamedTuple, Protocol
 
 from kio.schema.errors import ErrorCode
 
+from ledgerstream.errors import DecodeError
+from ledgerstream.groups import mixed
 from ledgerstream.groups.classic import ClassicGroup, Rules
-from ledgerstream.groups.members import Join, Joined, Outcome, Sync, Synced, Ticket, Told
+from ledgerstream.groups.consumer import (
+    Beat,
+    Beaten,
+    ConsumerGroup,
+    ConsumerRules,
+    Topics,
+)
+from ledgerstream.groups.consumerrecords import (
+    AWAY_EPOCH,
+    LEFT_EPOCH,
+    ConsumerRecord,
+    Gone,
+    Key,
+)
+from ledgerstream.groups.members import CONSUMER, Join, Joined, Outcome, Sync, Synced, Ticket, Told
 from ledgerstream.groups.offsets import Kept, Offsets, TopicPartition
 from ledgerstream.groups.records import (
     NO_EPOCH,
@@ -25,7 +41,7 @@ from ledgerstream.groups.records import (
     OffsetCommitted,
     OffsetForgotten,
 )
-from ledgerstream.groups.timers import Timers
+from ledgerstream.groups.timers import Timer, Timers
 from ledgerstream.limits import LIMITS
 from ledgerstream.machine import Decision
 from ledgerstream.wire.markers import Marker
@@ -42,6 +58,9 @@ class Group(Protocol):
 
     def why_not_commit(
         self, member_id: str, instance_id: str | None, generation: int, *, in_transaction: bool
+    ) -> ErrorCode: ...
+    def why_not_commit_at(
+        self, member_id: str, generation: int, topic: str, partition: int
     ) -> ErrorCode: ...
     def why_not_fetch(self, member_id: str | None, member_epoch: int) -> ErrorCode: ...
     def why_not_forget_offsets(self) -> ErrorCode: ...
@@ -105,14 +124,17 @@ class GroupCoordinator:
 
     def __init__(
         self,
+        topics: Topics,
         rules: Rules = Rules(),
+        consumer_rules: ConsumerRules = ConsumerRules(),
         *,
         metadata_chars_max: int = LIMITS.offset_metadata_chars_max,
     ) -> None:
         self.groups: dict[str, Group] = {}
         self.offsets = Offsets()
         self.timers = Timers()
-        self._rules = rules
+        self._topics, self._rules, self._consumer_rules = topics, rules, consumer_rules
+        self._were_modern: set[str] = set()  # next-generation groups that were given up
         self._metadata_chars_max = metadata_chars_max
 
     # -- what the log remembers
@@ -134,9 +156,25 @@ class GroupCoordinator:
                 if not isinstance(group, ClassicGroup):
                     group = self._make_classic(record.group)
                 group.adopt(record)
+                if record.group in self._were_modern:
+                    self._were_modern.remove(record.group)
+                    self.timers.set(Timer(group.begin_again), 0)
             case GroupForgotten():
                 if isinstance(self.groups.get(record.group), ClassicGroup):
                     del self.groups[record.group]
+            case _:
+                self._replay_modern(record)
+
+    def _replay_modern(self, record: ConsumerRecord) -> None:
+        group = self.modern(record.group)
+        if group is None:
+            if isinstance(record, Gone):
+                return  # of a group that a compacted log has no more of
+            group = self.groups[record.group] = self._make_modern(record.group)
+        group.replay(record)
+        if isinstance(record, Gone) and record.key is Key.GROUP:
+            del self.groups[record.group]
+            self._were_modern.add(record.group)
 
     def end(self, marker: Marker, offset: int) -> None:
         """A transaction's offsets are committed, or have never been."""
@@ -156,6 +194,13 @@ class GroupCoordinator:
         group = self.groups.get(name)
         return group if isinstance(group, ClassicGroup) else None
 
+    def modern(self, name: str) -> ConsumerGroup | None:
+        group = self.groups.get(name)
+        return group if isinstance(group, ConsumerGroup) else None
+
+    def _make_modern(self, name: str) -> ConsumerGroup:
+        return ConsumerGroup(name, self.timers, self._topics, self._consumer_rules, mixed.expire)
+
     def _make_classic(self, name: str) -> ClassicGroup:
         group = self.groups[name] = ClassicGroup(name, self.timers, self._rules)
         return group
@@ -169,28 +214,39 @@ class GroupCoordinator:
         group = self.groups.get(name)
         if group is None and asked.member_id:
             out.tell(ticket, Joined(ErrorCode.unknown_member_id, asked.member_id))
-        elif group is not None and not isinstance(group, ClassicGroup):
-            out.tell(ticket, Joined(ErrorCode.inconsistent_group_protocol))
+        elif isinstance(group, ConsumerGroup) and group.members:
+            mixed.join(group, asked, ticket, out)
+        elif isinstance(group, ConsumerGroup) and asked.is_nameless:
+            out.tell(ticket, Joined(ErrorCode.member_id_required, asked.new_id))
         else:
-            (group or self._make_classic(name)).join(asked, ticket, out)
+            if isinstance(group, ConsumerGroup):  # an empty one is whatever comes first
+                out.records += group.tombstones()
+            if not isinstance(group, ClassicGroup):
+                self._were_modern.discard(name)
+                group = self._make_classic(name)
+            group.join(asked, ticket, out)
         return out.decision()
 
     def decide_sync(
         self, name: str, asked: Sync, ticket: Ticket, at_ms: int, now_ms: int
     ) -> Decision[GroupRecord, tuple[Told, ...]]:
         out = Outcome(at_ms, now_ms)
-        group = self.classic(name)
-        if group is None:
-            out.tell(ticket, Synced(ErrorCode.unknown_member_id))
-        else:
+        group = self.groups.get(name)
+        if isinstance(group, ClassicGroup):
             group.sync(asked, ticket, out)
+        elif isinstance(group, ConsumerGroup):
+            mixed.sync(group, asked, ticket, out)
+        else:
+            out.tell(ticket, Synced(ErrorCode.unknown_member_id))
         return out.decision()
 
     def heartbeat(
         self, name: str, member_id: str, instance_id: str | None, generation: int, at_ms: int
     ) -> ErrorCode:
-        group = self.classic(name)
-        if group is None:
+        group = self.groups.get(name)
+        if isinstance(group, ConsumerGroup):
+            return mixed.heartbeat(group, member_id, instance_id, generation, at_ms)
+        if not isinstance(group, ClassicGroup):
             return ErrorCode.unknown_member_id
         return group.heartbeat(member_id, instance_id, generation, at_ms)
 
@@ -199,12 +255,78 @@ class GroupCoordinator:
     ) -> Decision[GroupRecord, tuple[tuple[ErrorCode, ...], tuple[Told, ...]]]:
         """The reply: an error for each that leaves, and who else is told what."""
         out = Outcome(at_ms, now_ms)
-        group = self.classic(name)
-        if group is None:
-            errors = tuple(ErrorCode.unknown_member_id for _ in leaving)
-        else:
+        group = self.groups.get(name)
+        if isinstance(group, ClassicGroup):
             errors = group.leave(leaving, out)
+        elif isinstance(group, ConsumerGroup):
+            errors = mixed.leave(group, leaving, out)
+        else:
+            errors = tuple(ErrorCode.unknown_member_id for _ in leaving)
         return Decision(tuple(out.records), (errors, tuple(out.told)))
+
+    # -- members of next-generation groups
+
+    def unmatched(self, name: str, beat: Beat) -> str | None:
+        """A regular expression to be matched against the topics' names before `decide_beat`."""
+        group = self.modern(name)
+        return (beat.regex or None) if group is None else group.unmatched(beat)
+
+    def decide_upgrade(
+        self, name: str, beat: Beat, at_ms: int, now_ms: int
+    ) -> Decision[GroupRecord, tuple[Told, ...]]:
+        """Before `decide_beat`: a classic group with members becomes a next-generation one, if
+        this heartbeat may join it. Nothing, where there is nothing to do."""
+        out = Outcome(at_ms, now_ms)
+        group = self.classic(name)
+        if (
+            group is not None
+            and not group.is_empty
+            and beat.epoch == 0
+            and group.protocol_type == CONSUMER
+            and len(group.members) < self._consumer_rules.members_max
+        ):
+            try:
+                out.records += mixed.upgrade(group, self._make_modern(name))
+            except DecodeError:  # its members are no consumers: it stays what it is
+                return out.decision()
+            group.call_off(out)
+        return out.decision()
+
+    def decide_beat(
+        self, name: str, beat: Beat, now_ms: int, matched: frozenset[str] | None = None
+    ) -> Decision[GroupRecord, Beaten]:
+        """A ConsumerGroupHeartbeat. `beaten` is to be called once it is replayed."""
+        known = self.groups.get(name)
+        tombstones: tuple[GroupRecord, ...] = ()
+        if isinstance(known, ConsumerGroup):
+            group = known
+        elif beat.epoch != 0 or (known is not None and known.why_not_delete()):
+            return Decision(
+                (), Beaten(ErrorCode.group_id_not_found, f"{name} is no consumer group.")
+            )
+        else:
+            tombstones = () if known is None else known.tombstones()
+            group = self._make_modern(name)
+        if beat.epoch not in (LEFT_EPOCH, AWAY_EPOCH):
+            decision = group.decide_heartbeat(beat, now_ms, matched)
+            records = (*tombstones, *decision.records) if decision.records else ()
+            return Decision(records, decision.reply)
+        decision = group.decide_leave(beat.member_id, beat.instance_id, beat.epoch)
+        if decision.records and beat.epoch == LEFT_EPOCH:
+            return Decision(mixed.removal(group, [beat.member_id], now_ms), decision.reply)
+        return Decision(tuple(decision.records), decision.reply)
+
+    def beaten(self, name: str, member_id: str, at_ms: int) -> None:
+        """A heartbeat was well: its member's deadlines begin anew."""
+        group = self.modern(name)
+        if group is not None and member_id in group.members:
+            group.heard(member_id, at_ms)
+
+    def joined(self, name: str, member_id: str, asked: Join, at_ms: int) -> None:
+        """A classic member's Join was replayed."""
+        group = self.modern(name)
+        if group is not None and member_id in group.members:
+            mixed.joined(group, member_id, asked, at_ms)
 
     # -- time
 
@@ -249,7 +371,12 @@ class GroupCoordinator:
             if metadata is not None and len(metadata) > self._metadata_chars_max:
                 errors.append(ErrorCode.offset_metadata_too_large)
                 continue
-            errors.append(ErrorCode.none)
+            error = ErrorCode.none
+            if group is not None:
+                error = group.why_not_commit_at(who.member_id, who.generation, topic, partition)
+            errors.append(_in_words_of(error, in_transaction))
+            if error is not ErrorCode.none:
+                continue
             if expires_ms != NO_TIME:
                 leader_epoch = NO_EPOCH  # the format has either; clients of that time had none
             kept = (offset, leader_epoch, metadata or "", now_ms, expires_ms)
@@ -268,11 +395,16 @@ class GroupCoordinator:
         error = group.why_not_commit(
             who.member_id, who.instance_id, who.generation, in_transaction=in_transaction
         )
-        if error is ErrorCode.stale_member_epoch and in_transaction:
-            return ErrorCode.illegal_generation
-        if error is ErrorCode.stale_member_epoch and version < STALE_KNOWN_SINCE:
-            return ErrorCode.unsupported_version
-        return error
+        if version < STALE_KNOWN_SINCE and not in_transaction and self._is_modern(name, who):
+            known = error in (ErrorCode.none, ErrorCode.stale_member_epoch)
+            return ErrorCode.unsupported_version if known else error
+        return _in_words_of(error, in_transaction)
+
+    def _is_modern(self, name: str, who: Committing) -> bool:
+        """Whether it is a member that speaks the next-generation protocol."""
+        group = self.modern(name)
+        member = None if group is None else group.members.get(who.member_id)
+        return member is not None and member.classic is None
 
     def fetch(
         self,
@@ -352,6 +484,13 @@ class GroupCoordinator:
         if group is None or error is not ErrorCode.none:
             return Decision((), error)
         return Decision((*self.offsets.tombstones(name), *group.tombstones()), error)
+
+
+def _in_words_of(error: ErrorCode, in_transaction: bool) -> ErrorCode:
+    """TxnOffsetCommit knows of generations alone."""
+    if in_transaction and error is ErrorCode.stale_member_epoch:
+        return ErrorCode.illegal_generation
+    return error
 
 
 def _found(place: TopicPartition, kept: Kept | None, staged: bool) -> Found:

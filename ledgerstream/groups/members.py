@@ -48,6 +48,11 @@ class Join(NamedTuple):
     must_know_id: bool = True  # it is told its id, and asks again with it (KIP-394)
     may_skip: bool = True  # a leader that comes back need not assign again (KIP-814)
 
+    @property
+    def is_nameless(self) -> bool:
+        """It has to be told its id first."""
+        return not self.member_id and self.instance_id is None and self.must_know_id
+
 
 class Sync(NamedTuple):
     """A SyncGroup request; only the leader's has assignments."""

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ledgerstream.errors import DecodeError
+from ledgerstream.groups import consumerrecords
+from ledgerstream.groups.consumerrecords import ConsumerRecord
 from ledgerstream.wire.batches import read_unsigned_varint
 
 NO_TIME = NO_EPOCH = -1
@@ -77,7 +79,7 @@ class GroupForgotten(NamedTuple):
     group: str
 
 
-GroupRecord = OffsetCommitted | OffsetForgotten | GroupMetadata | GroupForgotten
+GroupRecord = OffsetCommitted | OffsetForgotten | GroupMetadata | GroupForgotten | ConsumerRecord
 
 _I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
 
@@ -95,6 +97,7 @@ class GroupCodec:
                 return _I16.pack(GROUP_KEY) + _text(record.group), _group_value(record)
             case GroupForgotten():
                 return _I16.pack(GROUP_KEY) + _text(record.group), None
+        return consumerrecords.encode(record)
 
     def decode(self, key: bytes, value: bytes | None) -> GroupRecord | None:
         """None: of a kind or version that is not known here. Raises DecodeError for damage."""
@@ -108,7 +111,7 @@ def _decode(key: bytes, value: bytes | None) -> GroupRecord | None:
     found = _Reader(key)
     kind = found.i16()
     if kind not in (OFFSET_KEY_0, OFFSET_KEY, GROUP_KEY):
-        return None
+        return consumerrecords.decode(key, value)
     group = found.text()
     if kind == GROUP_KEY:
         return GroupForgotten(group) if value is None else _read_group(group, value)

@@ -38,6 +38,7 @@ from ledgerstream.groups import (
 )
 from ledgerstream.machine import Decision
 from ledgerstream.wire.markers import Marker
+from tests.groups.members import FakeTopics
 from tests.txn.play import scenarios
 
 __all__ = ["Play", "remembered", "run", "scenarios"]
@@ -72,7 +73,7 @@ class Log:
         return origin
 
     def replayed(self, rules: Rules = RULES) -> GroupCoordinator:
-        machine = GroupCoordinator(rules, metadata_chars_max=CHARS_MAX)
+        machine = GroupCoordinator(FakeTopics(), rules, metadata_chars_max=CHARS_MAX)
         for entry in self.entries:
             origin = entry[0]
             if len(entry) == 2:
@@ -101,7 +102,7 @@ class Play:
     def __init__(self, rules: Rules = RULES) -> None:
         self.rules = rules
         self.log = Log()
-        self.machine = GroupCoordinator(rules, metadata_chars_max=CHARS_MAX)
+        self.machine = GroupCoordinator(FakeTopics(), rules, metadata_chars_max=CHARS_MAX)
         self.now_ms = 0
         self.ids: dict[tuple[str, str], str] = {}  # (group, client) → member id
         self.generations: dict[tuple[str, str], int] = {}

@@ -32,6 +32,7 @@ from ledgerstream.groups import (
 from ledgerstream.machine import Decision
 from ledgerstream.wire.markers import Marker
 from tests.groups import play
+from tests.groups.members import FakeTopics
 
 RULES = play.RULES._replace(new_member_ms=500)
 PROTOCOLS = (("range", b"\x00\x00\x00\x00\x00\x00"),)
@@ -104,7 +105,7 @@ class GroupsEqualTheirModel(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.machine = GroupCoordinator(RULES)
+        self.machine = GroupCoordinator(FakeTopics(), RULES)
         self.log = play.Log()
         self.now_ms = self.made = 0
         self.parked: set[int] = set()
