@@ -38,7 +38,13 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Apa
     why = kafka.why_absent()
     if why is not None:
         pytest.skip(why)
-    often = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000}
+    often = {
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
+        # a next-generation group is assigned anew with each change, not once a second
+        "group.consumer.min.assignment.interval.ms": 0,
+        "group.consumer.assignment.interval.ms": 0,
+        "group.consumer.assignor.offload.enable": "false",
+    }
     with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka"), **often) as running:
         yield running
 

@@ -13,17 +13,29 @@ from ledgerstream.wire.versions import BROKER_VERSIONS, Api
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
 
-TRANSACTION_VERSION = "transaction.version"
-# what each transaction with an epoch of its own takes; clients switch over by the feature alone
-_V2_NEEDS = {int(Api.PRODUCE): 12, int(Api.END_TXN): 5, int(Api.TXN_OFFSET_COMMIT): 5}
-_HIGHEST = {int(api): high for api, (_, high) in BROKER_VERSIONS.items()}
-_V2 = all(_HIGHEST.get(api, -1) >= version for api, version in _V2_NEEDS.items())
+# features by their level, and what each takes: clients switch over by the feature alone
+TRANSACTION_VERSION, GROUP_VERSION = "transaction.version", "group.version"
+_NEEDS: dict[tuple[str, int], dict[Api, int]] = {
+    # each transaction with an epoch of its own
+    (TRANSACTION_VERSION, 2): {Api.PRODUCE: 12, Api.END_TXN: 5, Api.TXN_OFFSET_COMMIT: 5},
+    # next-generation groups
+    (GROUP_VERSION, 1): {
+        Api.CONSUMER_GROUP_HEARTBEAT: 1,
+        Api.CONSUMER_GROUP_DESCRIBE: 1,
+        Api.OFFSET_COMMIT: 9,
+        Api.OFFSET_FETCH: 9,
+    },
+}
+_FEATURES = [
+    feature
+    for feature, needs in _NEEDS.items()
+    if all(BROKER_VERSIONS[api][1] >= version for api, version in needs.items())
+]
 _FINALIZED = [
-    {"name": TRANSACTION_VERSION, "max_version_level": 2, "min_version_level": 2}
-] if _V2 else []  # fmt: skip
-_SUPPORTED = [
-    {"name": TRANSACTION_VERSION, "min_version": 0, "max_version": 2}
-] if _V2 else []  # fmt: skip
+    {"name": name, "max_version_level": level, "min_version_level": level}
+    for name, level in _FEATURES
+]
+_SUPPORTED = [{"name": name, "min_version": 0, "max_version": level} for name, level in _FEATURES]
 _KEYS = [
     {"api_key": int(api), "min_version": low, "max_version": high}
     for api, (low, high) in sorted(BROKER_VERSIONS.items())

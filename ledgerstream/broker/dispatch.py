@@ -16,6 +16,7 @@ from ledgerstream.broker import (
     admin,
     apiversions,
     configs,
+    consumergroups,
     coordinators,
     fetch,
     groupadmin,
@@ -75,6 +76,8 @@ HANDLERS: dict[Api, Handler] = {
     Api.DESCRIBE_PRODUCERS: markers.describe_producers,
     Api.DESCRIBE_TRANSACTIONS: txns.describe,
     Api.LIST_TRANSACTIONS: txns.list_all,
+    Api.CONSUMER_GROUP_HEARTBEAT: consumergroups.heartbeat,
+    Api.CONSUMER_GROUP_DESCRIBE: consumergroups.describe,
 }
 assert HANDLERS.keys() == BROKER_VERSIONS.keys()
 

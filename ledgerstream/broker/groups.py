@@ -58,6 +58,10 @@ def join(node: Node, exchange: Exchange) -> Awaitable[None] | None:
             request.group_id, asked, ticket, node.groups.at_ms, node.now_ms()
         )
         node.groups.perform(shard, decision, _nothing, decision.reply)
+        well = any(told is ticket and not reply.error for told, reply in decision.reply)
+        if well and shard.ready:
+            name, member_id = request.group_id, asked.member_id or asked.new_id
+            shard.machine.joined(name, member_id, asked, node.groups.at_ms)
 
     return node.groups.with_shard(request.group_id, act, ticket.tell, create=True)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.broker.coordinators import GROUP, TOPICS
+from ledgerstream.broker.patterns import matching
 from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.transactions import V1, V2
 from ledgerstream.errors import StorageError
@@ -255,7 +256,7 @@ async def list_all(node: Node, exchange: Exchange) -> None:
     if pattern:
         try:
             matches = await node.loop.run_in_executor(
-                node.readers, partial(_matching, pattern, [txn.txn_id for txn in found])
+                node.readers, partial(matching, pattern, [txn.txn_id for txn in found])
             )
         except ValueError:
             code = ErrorCode.invalid_regular_expression
@@ -271,20 +272,6 @@ async def list_all(node: Node, exchange: Exchange) -> None:
         for txn in found
     ]
     exchange.answer(**answer)
-
-
-def _matching(pattern: str, names: list[str]) -> list[bool]:
-    """By RE2, whose time is linear: a client's pattern never holds up the broker.
-
-    Blocks while Arrow is imported. Raises ValueError for what is no pattern.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    found: list[bool] = pc.match_substring_regex(
-        pa.array(names, pa.string()), f"^(?:{pattern})$"
-    ).to_pylist()
-    return found
 
 
 def _known(error: ErrorCode, exchange: Exchange, since: int) -> ErrorCode:

@@ -46,6 +46,8 @@ class Api(IntEnum):
     DESCRIBE_PRODUCERS = 61
     DESCRIBE_TRANSACTIONS = 65
     LIST_TRANSACTIONS = 66
+    CONSUMER_GROUP_HEARTBEAT = 68
+    CONSUMER_GROUP_DESCRIBE = 69
 
 
 # as Apache Kafka 4.3 has them, where the work is the same
@@ -84,5 +86,7 @@ BROKER_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.DESCRIBE_PRODUCERS: (0, 0),
     Api.DESCRIBE_TRANSACTIONS: (0, 0),
     Api.LIST_TRANSACTIONS: (0, 2),
+    Api.CONSUMER_GROUP_HEARTBEAT: (0, 1),
+    Api.CONSUMER_GROUP_DESCRIBE: (0, 1),
 }
 PRODUCE_VERSION_MIN = 3  # the first with record batches v2

@@ -67,6 +67,11 @@ LEAST: dict[Api, dict[str, object]] = {
         "state_filters": [], "producer_id_filters": [], "duration_filter": -1,
         "transactional_id_pattern": None,
     },
+    Api.CONSUMER_GROUP_HEARTBEAT: {
+        "group_id": "g", "member_id": "", "member_epoch": 1, "rebalance_timeout": -1,
+        "topic_partitions": None,
+    },
+    Api.CONSUMER_GROUP_DESCRIBE: {"group_ids": ["g"], "include_authorized_operations": True},
     Api.TXN_OFFSET_COMMIT: {
         "transactional_id": "", "group_id": "", "producer_id": 0, "producer_epoch": 0,
         "generation_id": -1, "member_id": "", "group_instance_id": None, "topics": [],
@@ -96,6 +101,7 @@ REFUSED = {
     ),
     Api.ADD_OFFSETS_TO_TXN: "invalid_request",  # no transactional id
     Api.END_TXN: "invalid_request",
+    Api.CONSUMER_GROUP_HEARTBEAT: "invalid_request",  # no member id
 }
 
 EVERY = [

@@ -48,7 +48,7 @@ def create(raw: Raw, name: str, partitions: int = 1, *, version: int = 7, **conf
 
 def until(ask: Callable[[], Any]) -> Any:
     """Ask again while the broker says that it is not ready yet."""
-    for _ in range(2000):
+    for _ in range(20_000):
         reply = ask()
         if reply["error_code"] not in NOT_READY:
             return reply
@@ -57,7 +57,7 @@ def until(ask: Callable[[], Any]) -> Any:
 
 NOT_READY = {
     "unknown_topic_or_partition", "not_leader_or_follower", "leader_not_available",
-    "coordinator_load_in_progress", "coordinator_not_available",
+    "coordinator_load_in_progress", "coordinator_not_available", "not_coordinator",
 }  # fmt: skip
 
 

@@ -11,7 +11,11 @@ import pytest
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.wire import batches
-from tests.differential import retention, transactions  # noqa: F401 - theirs are among them
+from tests.differential import (  # noqa: F401 - their scenarios are among them
+    consumergroups,
+    retention,
+    transactions,
+)
 from tests.differential.raw import Raw
 from tests.differential.scenarios import SCENARIOS
 from tests.peers.kafka import ApacheKafka
