@@ -92,8 +92,14 @@ class Commit:
             ]
             name = {"topic_id": topic.topic_id} if self.by_id else {"name": topic.name}
             listed = [{"partition_index": index, "error_code": code} for index, code in parts]
-            topics.append({**name, "partitions": listed})
+            topics.append({**name, "partitions": _missing_first(listed, errors)})
         self.exchange.answer(throttle_time=0, topics=topics)
+
+
+def _missing_first(listed: list[Any], errors: list[ErrorCode]) -> list[Any]:
+    """In Kafka's order: what is not there, then what the group has judged."""
+    order = sorted(range(len(listed)), key=lambda at: errors[at] is ErrorCode.none)
+    return [listed[at] for at in order]
 
 
 def _wish(topic: str, part: Any) -> Wish:
@@ -338,22 +344,20 @@ def delete(node: Node, exchange: Exchange) -> Awaitable[None] | None:
                 refuse(reply if isinstance(reply, ErrorCode) else error)
                 return
             errors = dict(zip(places, reply, strict=True))
-            unknown = ErrorCode.unknown_topic_or_partition
-            topics = [
-                {
-                    "name": topic.name,
-                    "partitions": [
-                        {
-                            "partition_index": part.partition_index,
-                            "error_code": errors.get((topic.name, part.partition_index), unknown),
-                        }
-                        for part in topic.partitions
-                    ],
-                }
-                for topic, *_ in asked
-            ]
+            topics = [_deleted(topic, errors) for topic, *_ in asked]
             exchange.answer(throttle_time=0, error_code=ErrorCode.none, topics=topics)
 
         node.groups.perform(shard, decision, done)
 
     return node.groups.with_shard(request.group_id, act, refuse)
+
+
+def _deleted(topic: Any, errors: dict[tuple[str, int], ErrorCode]) -> dict[str, Any]:
+    missing = ErrorCode.unknown_topic_or_partition
+    found = [
+        (part.partition_index, errors.get((topic.name, part.partition_index), missing))
+        for part in topic.partitions
+    ]
+    listed = [{"partition_index": index, "error_code": code} for index, code in found]
+    there = [ErrorCode.none if code is not missing else code for _, code in found]
+    return {"name": topic.name, "partitions": _missing_first(listed, there)}

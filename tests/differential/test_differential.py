@@ -13,6 +13,7 @@ from ledgerstream.broker.embedded import Broker
 from ledgerstream.wire import batches
 from tests.differential import (  # noqa: F401 - their scenarios are among them
     consumergroups,
+    groups,
     retention,
     transactions,
 )
