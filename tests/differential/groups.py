@@ -27,6 +27,9 @@ def subscription(*topics: str) -> bytes:
     return struct.pack(">hi", 0, len(topics)) + names + struct.pack(">i", -1)
 
 
+LOADING = {"not_coordinator", "coordinator_load_in_progress", "coordinator_not_available"}
+
+
 class Group:
     """One group, by hand, over as many connections as it has members."""
 
@@ -37,9 +40,13 @@ class Group:
         self.ids: dict[str, str] = {}
         self.generation = -1
         until(lambda: raw.ask(Api.FIND_COORDINATOR, 2, key=name, key_type=0))
-        until(lambda: raw.ask(  # Kafka answers before its coordinator has loaded
-            Api.OFFSET_FETCH, 7, group_id=name, topics=[], require_stable=False
-        ))  # fmt: skip
+        while (
+            raw.ask(  # Kafka answers before its coordinator has loaded
+                Api.OFFSET_FETCH, 7, group_id=name, topics=[], require_stable=False
+            )["error_code"]
+            in LOADING
+        ):
+            pass
 
     def wire(self, client: str) -> Raw:
         if client not in self.wires:
@@ -241,6 +248,7 @@ class Group:
             for member in group["members"]:
                 member["member_id"] = self.named(member["member_id"])
             group["members"].sort(key=lambda member: str(member["member_id"]))
+        reply["groups"].sort(key=lambda group: str(group["group_id"]))
         return reply
 
     def listed(self, version: int = 5, states: Any = (), types: Any = ()) -> Any:
@@ -657,11 +665,9 @@ def group_offsets_in_a_transaction_with_implicit_adding(raw: Raw, name: str) -> 
     yield "unstable", group.fetch(0, 1, stable=True)
     old = producer.pid, producer.epoch
     yield "committed", producer.end(True)
-    yield (
-        "late",
-        group.stage(producer, {0: 6}, version=5, producer_id=old[0], producer_epoch=old[1]),
-    )
-    producer.describe()
+    producer.describe()  # until its marker is there
+    late = group.stage(producer, {0: 6}, version=5, producer_id=old[0], producer_epoch=old[1])
+    yield "late", late
     yield "seen", until_stable(group)
     yield "next", group.stage(producer, {0: 7}, version=5)
     yield "aborted", producer.end(False)
