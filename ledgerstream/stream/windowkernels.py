@@ -29,7 +29,7 @@ _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 _TOP = np.uint64(2**63)
 _SMALL = 2**31
-_MANTISSA_BITS = 55  # of a quotient: 53, one to round by, and one for all that is below
+_MANTISSA_BITS = 55  # of a quotient, or more: 53, one to round by, one for all that is below
 _EXACT = 2**53
 
 
@@ -370,40 +370,52 @@ def quotient(low: np.uint64, high: int, weight: int) -> float:
     if top == _ZERO and low < np.uint64(_EXACT) and divisor < np.uint64(_EXACT):
         exact = float(low) / float(divisor)
         return -exact if negative else exact
-    # Long division, a bit at a time, from the first one bit on until there are bits enough.
-    rest = _ZERO
-    mantissa = _ZERO
-    bits = 0
-    exponent = 0
-    place = 127 if top != _ZERO else 63
-    first = top if top != _ZERO else low
-    while first < _TOP:
-        first <<= _ONE
-        place -= 1
-    while True:
-        if place >= 0:
-            word = top if place >= 64 else low
-            bit = (word >> np.uint64(place & 63)) & _ONE
-        else:
-            bit = _ZERO
-            exponent -= 1
-        overflow = rest >= _TOP
-        rest = (rest << _ONE) | bit
-        digit = _ZERO
-        if overflow or rest >= divisor:
-            rest -= divisor
-            digit = _ONE
-        if bits > 0 or digit == _ONE:
-            if bits < _MANTISSA_BITS:
-                mantissa = (mantissa << _ONE) | digit
-                bits += 1
-            else:
-                mantissa |= digit
-                exponent += 1
-        place -= 1
-        if place < 0 and (bits == _MANTISSA_BITS or (rest == _ZERO and bits > 0)):
-            break
+    # The dividend is shifted so that the quotient has bits enough. Then long division, by as many
+    # bits at a time as the rest leaves room for.
+    width = bit_length(low) if top == _ZERO else 64 + bit_length(top)
+    room = bit_length(divisor)
+    shift = _MANTISSA_BITS + room - width
+    left = width + shift  # bits of the shifted dividend that are still to be taken
+    rest = mantissa = _ZERO
+    taken = min(left, 63)
+    while left > 0:
+        left -= taken
+        rest = rest << np.uint64(taken) | bits_at(top, low, left - shift, taken)
+        digit = rest // divisor
+        rest -= digit * divisor
+        mantissa = mantissa << np.uint64(taken) | digit
+        taken = min(left, max(64 - room, 1))
+    lost = max(-shift, 0)  # bits that were shifted out
+    rest |= bits_at(top, low, 0, min(lost, 63)) | bits_at(top, low, 63, max(lost - 63, 0))
     if rest != _ZERO:
         mantissa |= _ONE
-    value = math.ldexp(float(mantissa), exponent)
+    value = math.ldexp(float(mantissa), -shift)
     return -value if negative else value
+
+
+@kernel
+def bit_length(word: np.uint64) -> int:
+    """How many bits a word has up to its first one bit."""
+    length = 0
+    for step in (32, 16, 8, 4, 2, 1):
+        if word >> np.uint64(step) != _ZERO:
+            word >>= np.uint64(step)
+            length += step
+    return length + (1 if word != _ZERO else 0)
+
+
+@kernel
+def bits_at(top: np.uint64, low: np.uint64, place: int, count: int) -> np.uint64:
+    """`count` bits, at most 63, of (top · 2⁶⁴ + low) from `place` on; below 0 there are zeros."""
+    found = _ZERO
+    if place <= -64:
+        return found
+    if place < 0:
+        found = low << np.uint64(-place)
+    elif place < 64:
+        found = low >> np.uint64(place)
+        if place > 0:
+            found |= top << np.uint64(64 - place)
+    elif place < 128:
+        found = top >> np.uint64(place - 64)
+    return found & ((_ONE << np.uint64(count)) - _ONE)

@@ -295,9 +295,11 @@ def test_bars_equal_pandas() -> None:
 @thorough
 @given(
     st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))),
-    st.integers(-(2**62), 2**62),
+    st.integers(-(2**63), 2**63 - 1),
 )
 @example([(-(2**63), -(2**63))], 1)
+@example([(-(2**63), 2**63 - 1)], -(2**63))
+@example([(2**62, 2**62)], 2**63 - 1)
 @example([(2**53 + 1, 1)], 1)
 @example([(1, 1)], 3)
 @example([(2**62, 2**62), (2**62, 2**62 - 1), (1, 1)], 2**62 - 1)
