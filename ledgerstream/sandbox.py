@@ -34,7 +34,7 @@ from ledgerstream.stream.connect import connect
 from ledgerstream.stream.durations import duration_ns
 from ledgerstream.stream.frames import table_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
-from ledgerstream.stream.processor import Processor, Topic
+from ledgerstream.stream.processor import Processor, Topic, check_processor
 from ledgerstream.stream.tables import ORIGIN, Table
 from ledgerstream.stream.verify import Verified, verify
 from ledgerstream.stream.worker import Progress, Worker
@@ -50,12 +50,13 @@ class Local:
     def __init__(self, path: str | Path | None = None) -> None:
         self._temporary = path is None
         self.path = Path(tempfile.mkdtemp(prefix="ledgerstream-") if path is None else path)
+        self._thread: threading.Thread | None = None  # while it is open
+
+    def __enter__(self) -> Local:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="ledgerstream-local", daemon=True
         )
-
-    def __enter__(self) -> Local:
         self._thread.start()
         self._postgres = EmbeddedPostgres.start(self.path)
         try:
@@ -109,6 +110,9 @@ class Local:
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Progress:
         """Run a processor until what the log holds is done; with `until=None`, until Ctrl-C."""
+        check_processor(processor, "ls.run")
+        if until not in ("end", None):
+            raise ConfigError(f"ls.run(until={until!r}): it is 'end' or None.")
         worker = self._call(self._worker(processor, until, on_progress))
         done = asyncio.run_coroutine_threadsafe(worker.run(), self._loop)
         try:
@@ -122,13 +126,18 @@ class Local:
 
         Raises NotReproduced with the first difference.
         """
-        return self._call(verify(processor, self._client, self.database, splits=splits, seed=seed))
+        check_processor(processor, "ls.verify")
+        return self._call(self._verify(processor, splits, seed))
 
     def table(self, table: type[Table], *, origin: bool = False) -> pd.DataFrame:
         """A result table in the order of its events; `origin` adds the columns that say whence.
 
         Money stays integer minor units; Timestamps become datetime64[ns, UTC].
         """
+        if not (isinstance(table, type) and issubclass(table, Table)):
+            raise ConfigError(
+                f"ls.table takes a result table, a class such as Alert, not {table!r}."
+            )
         return self._call(self._table(table, origin))
 
     def read(
@@ -163,6 +172,9 @@ class Local:
         on_progress: Callable[[Progress], None],
     ) -> Worker:
         return Worker(processor, self._client, self.database, until=until, on_progress=on_progress)
+
+    async def _verify(self, processor: type[Processor], splits: int, seed: int) -> Verified:
+        return await verify(processor, self._client, self.database, splits=splits, seed=seed)
 
     async def _write(self, topic: Topic, frame: pd.DataFrame | np.ndarray, partitions: int) -> int:
         try:
@@ -229,12 +241,22 @@ class Local:
     # -- the loop's thread
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._thread is None:
+            work.close()
+            raise ConfigError(
+                "This log and its Postgres run within `with ledgerstream.local() as ls:`, and are "
+                "not open here.",
+                "Do it inside the block; to come back to the data, give it a directory: "
+                'ledgerstream.local("data").',
+            )
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _shut(self) -> None:
         self._postgres.close(wait=self._temporary)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        assert self._thread is not None
         self._thread.join()
+        self._thread = None
         self._loop.close()
         if self._temporary:
             shutil.rmtree(self.path, ignore_errors=True)

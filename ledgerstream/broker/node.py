@@ -303,24 +303,27 @@ def log_config(config: Mapping[str, str]) -> LogConfig:
 async def serve(
     settings: Settings,
     *,
-    ready: Callable[[Node], None] | None = None,
+    ready: Callable[[Node], Mapping[str, Any]] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run a broker until SIGTERM, SIGINT or `stop`; a clean stop finishes what was accepted."""
+    """Run a broker until SIGTERM, SIGINT or `stop`; a clean stop finishes what was accepted.
+
+    ready: called when clients may come; what it gives is said in the log beside the address.
+    """
     node = Node(settings)
     stopping = stop or asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         node.loop.add_signal_handler(signum, stopping.set)
     await node.start()
+    more = ready(node) if ready is not None else {}
     log.info(
         "broker ready",
         address="{}:{}".format(*node.advertised),
         data=str(settings.data_dir),
         topics=len(node.catalog.topics),
         durability=settings.durability,
+        **more,
     )
-    if ready is not None:
-        ready(node)
     waiting = node.loop.create_task(stopping.wait())
     both: set[asyncio.Future[Any]] = {waiting, node.fatal}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -60,7 +60,7 @@ async def run(settings: Settings, *, report: bool = False) -> None:
     metrics: list[MetricsServer] = []
     address = settings.data_dir / ADDRESS_FILE
 
-    def ready(node: Node) -> None:
+    def ready(node: Node) -> dict[str, Any]:
         address.write_text("{}:{} {}\n".format(*node.advertised, os.getpid()))
         if settings.metrics_port is not None:
             metrics.append(_metrics(node, settings.host, settings.metrics_port))
@@ -73,6 +73,7 @@ async def run(settings: Settings, *, report: bool = False) -> None:
             }
             print(json.dumps(line), flush=True)
             node.loop.add_reader(sys.stdin.fileno(), parent_spoke)
+        return {"metrics": f"{settings.host}:{metrics[0].port}"} if metrics else {}
 
     def parent_spoke() -> None:
         if not sys.stdin.buffer.raw.read(1):  # type: ignore[union-attr]  # its end is gone

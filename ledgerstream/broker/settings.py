@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,12 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(name, Settings.model_fields, n=1)
+            raise ConfigError(
+                f"There is no setting {name!r}{f': is it {near[0]!r}?' if near else '.'}",
+                "`ledgerstream config` lists every setting, its default and what it does.",
+            ) from error
         raise ConfigError(
             f"The setting {name!r} is wrong: {first['msg']}.",
             "`ledgerstream config` lists every setting, its default and what it does.",

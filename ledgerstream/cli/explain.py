@@ -26,7 +26,7 @@ def explain(
         list[str],
         typer.Argument(
             help="The value of its first column, or of its first columns in order; or "
-            "topic/partition/offset of the event."
+            "topic-partition:offset of the event, as in payments-0:88141."
         ),
     ],
     log: Log = None,
@@ -65,7 +65,7 @@ def explain(
     if not found:
         raise LedgerStreamError(
             f"Table {table!r} has no row of {' '.join(key)}.",
-            "Give the value of its first column, or topic/partition/offset of the event.",
+            "Give the value of its first column, or the event: topic-partition:offset.",
         )
     if as_json:
         print(json.dumps([asdict(told) for told, _, _ in found], indent=2, default=str))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +73,23 @@ Partitions = Annotated[
 ]
 
 DIRECTORY = Path("ledgerstream-data")
+
+
+def where_given(log: str | None, database: str | None, directory: Path) -> str:
+    """` --log … --dir …`: what says where log and database are, unless a next command takes it
+    from the environment or by default, so that one that is printed finds the same. A password is
+    left out."""
+    known = [
+        ("--log", log, os.environ.get("LEDGERSTREAM_LOG")),
+        ("--database", database, os.environ.get("LEDGERSTREAM_DATABASE")),
+        ("--dir", str(directory), os.environ.get("LEDGERSTREAM_DIR", str(DIRECTORY))),
+    ]
+    given = [(flag, value) for flag, value, without in known if value not in (None, without)]
+    return "".join(f" {flag} {shlex.quote(_without_password(str(value)))}" for flag, value in given)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(//[^/@:]*):[^/]*@", r"\1@", text)
 
 
 def load(name: str, base: type[T]) -> type[T]:

@@ -113,14 +113,18 @@ async def _fleet(
     """Several worker processes; kernels are compiled here, before the first of them starts."""
     from ledgerstream.cli.fleet import Fleet, Task, shares
     from ledgerstream.cli.live import live
-    from ledgerstream.cli.session import log_address
-    from ledgerstream.client import Client
+    from ledgerstream.cli.session import connect, log_address
     from ledgerstream.stream.warm import warm
 
     async with log_address(log, directory) as address:
-        async with await Client.connect(address) as client:
+        async with await connect(address) as client:
             partitions = (await client.topic(kind.source.name)).partitions
         kind.check_partitions(partitions)
+        if partitions < workers:
+            show.note(
+                f"Topic {kind.source.name!r} has {show.count(partitions, 'partition')}, and each "
+                f"has one worker: {workers - partitions} of {workers} will not be started."
+            )
         await asyncio.to_thread(warm, kind, show.note)
         tasks = [
             Task(place, address, database, share, until, accept_new_code)

@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 import uvloop
 
+from ledgerstream.cli import show
 from ledgerstream.cli.show import Advance
 from ledgerstream.client import EARLIEST, LATEST, Client
 from ledgerstream.errors import ConfigError, DirectoryInUse, KafkaError, LedgerStreamError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNKNOWN_TOPIC = "UNKNOWN_TOPIC_OR_PARTITION"
+SILENT_S = 1.0  # a wait that takes longer is told of
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
@@ -58,8 +60,23 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 async def open_log(log: str | None, directory: Path) -> AsyncIterator[Client]:
     """A client of the log."""
     async with log_address(log, directory) as address:
-        async with await Client.connect(address) as client:
+        async with await connect(address) as client:
             yield client
+
+
+async def connect(address: str) -> Client:
+    """A client of the log at an address; whoever has to wait for it is told."""
+
+    async def tell() -> None:
+        await asyncio.sleep(SILENT_S)
+        seconds = LIMITS.connect_ms_max // 1_000
+        show.note(f"Waiting for the log at {address}, up to {seconds} s …")
+
+    telling = asyncio.create_task(tell())
+    try:
+        return await Client.connect(address)
+    finally:
+        telling.cancel()
 
 
 @asynccontextmanager

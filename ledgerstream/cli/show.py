@@ -141,6 +141,7 @@ def row_values(row: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, st
     """A row's values as people write them: times in the reader's zone, money with its currency,
     what is scaled with its decimals."""
     from ledgerstream.money import format_minor, format_scaled
+    from ledgerstream.stream.durations import duration_text
 
     def shown(name: str, value: Any) -> str:
         kind = kinds.get(name)
@@ -148,6 +149,8 @@ def row_values(row: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, st
             return format_scaled(value, int(kind)) if math.isfinite(value) else cell(value)
         if kind is None or not isinstance(value, int):
             return cell(value)
+        if kind == "duration":
+            return duration_text(value)
         return local_time(value) if kind == "time" else format_minor(value, kind)
 
     return {name: shown(name, value) for name, value in row.items()}
@@ -159,7 +162,7 @@ def state_rows(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> l
 
 
 def state_kinds(processor: Any, name: str) -> dict[str, str]:
-    """Of a declared state: column → "time", or the currency of money and of sums of it."""
+    """Of a declared state: column → "time", "duration", or the currency of money and its sums."""
     from ledgerstream.stream.durations import duration_text
     from ledgerstream.stream.state import ArenaSpec, KeyedSpec
     from ledgerstream.stream.windows import WindowSpec
@@ -174,6 +177,7 @@ def state_kinds(processor: Any, name: str) -> dict[str, str]:
         sums = [f"sum_{duration_text(window)}" for window in spec.windows_ns]
         return found | dict.fromkeys(sums, event[spec.value])
     if isinstance(spec, WindowSpec):
+        found["width"] = "duration"
         for each in spec.columns:
             kind = event.get(each.kept.column or "")
             if kind is not None and (each.words == 1 or kind.isdigit()):  # a mean is no int

@@ -51,17 +51,19 @@ def status(
         ]
 
     found = run_async(look())
+    where = options.where_given(log, database, directory)
     if as_json:
         print(json.dumps([{**asdict(each), "lag": each.lag} for each in found], indent=2))
         return
     stopped = [each for each in found if each.why is not None]
     if why:
-        _tell(stopped)
+        _tell(stopped, where)
         return
     show.table([_row(each) for each in found], empty="No processor has run here yet.")
     if stopped:
         count = show.count(len(stopped), "partition")
-        show.note(f"{count} stopped: `ledgerstream status --why` says why.")
+        command = f"ledgerstream status --why{where}"
+        show.note(f"{count} stopped: `{command}` says why.")
 
 
 async def _log_ends(
@@ -112,7 +114,7 @@ def _step(each: Status) -> str | None:
     return f"{show.count(each.step_events, 'event')}{took}"
 
 
-def _tell(stopped: list[Status]) -> None:
+def _tell(stopped: list[Status], where: str) -> None:
     """Each stopped partition, its cause, and the command to type."""
     if not stopped:
         show.note("No partition has stopped.")
@@ -124,7 +126,7 @@ def _tell(stopped: list[Status]) -> None:
             if line:
                 print(f"  {line.strip()}")
         if each.place is not None:
-            print(f"  Then: ledgerstream run {each.place}")
+            print(f"  Then: ledgerstream run {each.place}{where}")
 
 
 def _ago(ns: int | None) -> str | None:

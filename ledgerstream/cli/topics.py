@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from ledgerstream.cli import options, show
 from ledgerstream.cli.options import Directory, Json, Log
+from ledgerstream.errors import ConfigError
 from ledgerstream.topicconfig import INT_MAX
 
 app = typer.Typer(
@@ -91,19 +93,36 @@ def describe(
 
 
 @app.command()
-def delete(name: Name, log: Log = None, directory: Directory = options.DIRECTORY) -> None:
-    """Delete a topic and its records. This cannot be undone.
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    log: Log = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
+    """Delete a topic and its records. This cannot be undone, so it asks first.
 
-    Example: [bold]ledgerstream topic delete payments[/bold]
+    Example: [bold]ledgerstream topic delete payments --yes[/bold]
     """
     from ledgerstream.cli.session import open_log, run_async
 
-    async def act() -> None:
+    async def act() -> bool:
         async with open_log(log, directory) as client:
+            partitions = await _partitions(client, name)
+            records = sum(row["next_offset"] - row["first_offset"] for row in partitions)
+            if not yes and not _agreed(f"Delete topic {name!r} and its {records:,} offsets?"):
+                return False
             await client.delete_topic(name)
+            return True
 
-    run_async(act())
-    show.note(f"Topic {name!r} is deleted.")
+    show.note(f"Topic {name!r} is {'deleted' if run_async(act()) else 'left as it is'}.")
+
+
+def _agreed(question: str) -> bool:
+    """Whether somebody at the terminal types yes. Raises ConfigError where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise ConfigError("There is no terminal to ask at, and nothing is deleted.", "Give --yes.")
+    print(f"{question} Type yes: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() == "yes"
 
 
 async def _partitions(client: Any, name: str) -> list[dict[str, Any]]:

@@ -24,8 +24,14 @@ def as_rows(rows: np.ndarray | pd.DataFrame, event: type[Event]) -> np.ndarray:
         if rows.dtype == event.dtype():
             return rows
         names = rows.dtype.names or ()
-    else:
+    elif hasattr(rows, "columns"):
         names = tuple(rows.columns)
+    else:
+        raise ConfigError(
+            f"{event.__name__} events come as a data frame or a structured array, not as "
+            f"{type(rows).__name__}.",
+            "Make one of them: pd.DataFrame(…).",
+        )
     out = np.empty(len(rows), event.dtype())
     for column in event.columns().values():
         if column.name not in names:
@@ -66,6 +72,12 @@ def _as_column(values: Any, column: Column) -> Any:
                 raise ConfigError(
                     f"{what} is given as floats, whose digits are already lost.",
                     "Give integer minor units, or the amounts as text.",
+                )
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                row = int(np.argmax(np.isnan(array)))
+                raise ConfigError(
+                    f"{what} has no value in row {row:,} (NaN), and such a column must have one.",
+                    "Fill what is missing, or drop those rows: frame.dropna().",
                 )
             if array.dtype.kind not in "iub":
                 raise ConfigError(f"{what} needs integers, not {array.dtype}.")

@@ -7,7 +7,9 @@ digits as a decimal, never by way of a float, and a number that is not exact is 
 
 from __future__ import annotations
 
+import csv
 import io
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import islice
@@ -27,7 +29,10 @@ from ledgerstream.money import MINOR_DIGITS
 PIECE_BYTES = 8 * 1024 * 1024  # of CSV text, inflated: about 150,000 payments
 PIECE_ROWS = 131_072  # of Parquet
 LINES_AT_FAULT_MAX = 1_000_000  # looked through for the one that is no event
+HEAD_BYTES = 4_096  # that are looked at to see what a file is
 TEXT_MAX = 300  # of a file's own words in a message
+
+_COLUMN = re.compile(r"In CSV column #(\d+): ")
 
 
 def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
@@ -37,6 +42,8 @@ def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
     """
     if not path.is_file():
         raise ConfigError(f"There is no file {path}.")
+    if path.stat().st_size == 0:
+        raise ConfigError(f"{path} is empty.")
     read_pieces = _read_parquet if path.suffix in (".parquet", ".pq") else _read_csv
     pieces = read_pieces(path, event)
     rows_read = 0
@@ -48,8 +55,9 @@ def read(path: Path, event: type[Event]) -> Iterator[tuple[np.ndarray, float]]:
         where = f"after row {rows_read:,}"
         if read_pieces is _read_csv and (line := _line_at_fault(path, event, rows_read)):
             where = f"line {line:,}"
+        said = str(error) if read_pieces is _read_parquet else _with_name(str(error), path)
         raise DecodeError(
-            f"{path}, {where}: {_clipped(str(error))}.",
+            f"{path}, {where}: {_clipped(said)}.",
             f"The values must fit the columns of {event.__name__}; "
             f"the {rows_read:,} rows before are not affected.",
         ) from error
@@ -81,6 +89,43 @@ def _line_at_fault(path: Path, event: type[Event], rows_before: int) -> int | No
     return some[at][0] if at < len(some) else None
 
 
+def _with_name(said: str, path: Path) -> str:
+    """pyarrow's words on a CSV, with the name of the column for its number, counted from 0."""
+    found = _COLUMN.match(said)
+    if found is None:
+        return said
+    with pa.OSFile(str(path)) as file, _inflated(path, file) as text:
+        head = io.TextIOWrapper(io.BufferedReader(text), "utf-8-sig", newline="")
+        names = next(csv.reader(head), [])
+    number = int(found[1])
+    return f"column {names[number]!r}: {said[found.end() :]}" if number < len(names) else said
+
+
+def _check_text(path: Path, text: Any) -> None:
+    """Raises ConfigError for what is no CSV at all."""
+    head = text.read(HEAD_BYTES)
+    if head.startswith(b"PAR1"):
+        raise ConfigError(f"{path} is a Parquet file.", "Give it the ending .parquet.")
+    if head.lstrip()[:1] in (b"{", b"["):
+        raise ConfigError(
+            f"{path} holds JSON, and CSV or Parquet is read here.",
+            "Objects of one line each go in with "
+            f"`ledgerstream produce TOPIC --event MODULE:CLASS < {path.name}`.",
+        )
+    try:
+        known = b"\0" not in head and head.decode("utf-8", "strict") is not None
+    except UnicodeDecodeError as error:
+        known = error.start > len(head) - 4  # a character that was cut
+    if not known:
+        raise ConfigError(
+            f"{path} is no text in UTF-8, and so no CSV.",
+            "Compressed files are known by their ending (.gz, .zst, .bz2, .lz4), Parquet by "
+            ".parquet.",
+        )
+    if not head.strip():
+        raise ConfigError(f"{path} has no line with the names of its columns.")
+
+
 def _clipped(text: str) -> str:
     return text if len(text) <= TEXT_MAX else text[:TEXT_MAX] + " …"
 
@@ -101,6 +146,8 @@ def _open_csv(text: Any, event: type[Event]) -> Any:
 
 def _read_csv(path: Path, event: type[Event]) -> Iterator[tuple[pa.RecordBatch, float]]:
     size = path.stat().st_size
+    with pa.OSFile(str(path)) as file, _inflated(path, file) as text:
+        _check_text(path, text)
     with pa.OSFile(str(path)) as file:
         with _inflated(path, file) as text:
             reader = _open_csv(text, event)

@@ -7,6 +7,7 @@ those that stand in Postgres.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from ledgerstream.stream.replay import Past
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import ORIGIN, Table, timestamps
 from ledgerstream.stream.trial import results
+
+_PLACE = re.compile(r"(?P<topic>.+)[/-](?P<partition>\d+)[/:](?P<offset>\d[\d,]*)")
 
 
 @dataclass
@@ -54,14 +57,16 @@ async def find_rows(
     connection: asyncpg.Connection, table: type[Table], keys: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The newest rows, ten at most, whose first columns have these values; or of the event
-    `topic/partition/offset`. Raises ConfigError for a value that a column cannot have."""
-    if len(keys) == 1 and keys[0].count("/") == 2:
-        topic, partition, offset = keys[0].split("/")
+    `topic-partition:offset` or `topic/partition/offset`. Raises ConfigError for a value that a
+    column cannot have."""
+    place = _PLACE.fullmatch(keys[0]) if len(keys) == 1 else None
+    if place is not None:
+        topic, partition, offset = place["topic"], place["partition"], place["offset"]
         found = await connection.fetch(
             f"""SELECT r.* FROM "{table.relation().name}" r JOIN ls_topics t ON t.id = ls_topic_id
                  WHERE t.name = $1 AND ls_partition = $2 AND ls_offset = $3
                  ORDER BY ls_n LIMIT 10""",
-            topic, _number(partition), _number(offset),
+            topic, int(partition), int(offset.replace(",", "")),
         )  # fmt: skip
         return [dict(row) for row in found]
     names = table.result_columns()
@@ -117,14 +122,15 @@ async def explain(past: Past, table: type[Table], row: Mapping[str, Any]) -> Exp
 
 
 def key_rows(state: State, name: str, key: Any) -> list[dict[str, Any]]:
-    """The rows of a key in a declared state, as people see them: several only of windows."""
+    """The rows of a key in a declared state, as people see them: several only of windows, by start,
+    then width."""
     columns = state.columns()[name]
     keys = next(iter(columns.values()))
     wanted = key.encode() if isinstance(key, str) else key
-    return [
-        {column: plain(values[at]) for column, values in columns.items()}
-        for at in np.flatnonzero(keys == wanted)
-    ]
+    at = np.flatnonzero(keys == wanted)
+    order = [columns[column][at] for column in ("width", "start") if column in columns]
+    at = at[np.lexsort(order)] if order else at
+    return [{column: plain(values[each]) for column, values in columns.items()} for each in at]
 
 
 async def _event(past: Past, partition: int, offset: int) -> Input:
@@ -183,14 +189,6 @@ def _value(table: type[Table], name: str, text: str) -> Any:
         return kind(text)
     except (ValueError, KeyError, LedgerStreamError) as error:
         raise ConfigError(f"{text!r} is no value of {table.__name__}.{name}.") from error
-
-
-def _number(text: str) -> int:
-    if not text.isdigit():
-        raise ConfigError(
-            f"{text!r} is not a number.", "Write topic/partition/offset, as in payments/0/88213."
-        )
-    return int(text)
 
 
 async def state_at(past: Past, partition: int, time_ns: int | None) -> tuple[Machine, int]:

@@ -328,3 +328,16 @@ class Processor:
                     f"{cls.source.key!r}: one {spec.by} would be split over partitions.",
                     f"Use a topic with one partition, or one keyed by {spec.by!r}.",
                 )
+
+
+def check_processor(given: object, where: str) -> None:
+    """Refuse, with ConfigError, what is no processor class that was declared whole."""
+    if isinstance(given, type) and issubclass(given, Processor):
+        return
+    if isinstance(given, Processor):
+        name = type(given).__name__
+        raise ConfigError(f"{where} takes the class {name}, not one made of it.", f"Give {name}.")
+    raise ConfigError(
+        f"{where} takes a processor, a class such as LargeSpenders, not {given!r}.",
+        "Import the class and give it as it is, without quotes.",
+    )

@@ -166,7 +166,10 @@ def test_prices_money_and_times_are_shown_as_people_write_them() -> None:
     assert show.event_kinds(Trade) == {"at": "time", "price": "9", "size": "8"}
     bar = {"open": "9", "high": "9", "low": "9", "close": "9", "volume": "8", "vwap": "9"}
     assert show.table_kinds(Bar) == bar | {"start": "time"}
-    assert show.state_kinds(MarketData, "bars") == bar | {"start": "time", "newest": "time"}
+    assert show.state_kinds(MarketData, "bars") == bar | {
+        "start": "time", "newest": "time", "width": "duration",
+    }  # fmt: skip
+
     assert show.state_kinds(Fraud, "customers")["sum_30d"] == "EUR"
     assert "EUR" in show.table_kinds(FraudAlert).values()
     row = {"open": 4_799_250_000_000, "vwap": 4.5e12, "start": None, "trades": 3}

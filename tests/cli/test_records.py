@@ -84,7 +84,7 @@ def test_topics_are_made_listed_described_and_deleted(shell: Shell, topic: str) 
     assert {"topic": topic, "partitions": 3, "offsets": 0} in listed
     assert len(json.loads(shell("topic", "describe", topic, "--json").stdout)["partitions"]) == 3
     assert "exists" in shell("topic", "create", topic, code=1).stderr
-    shell("topic", "delete", topic)
+    shell("topic", "delete", topic, "--yes")
     assert topic not in shell("topic", "list").stdout
     assert "no such topic" in shell("topic", "describe", topic, code=1).stderr
 

@@ -117,8 +117,9 @@ def test_watching_a_processor(shell: Shell) -> None:
     assert told["row"] == told["recomputed"]
     assert told["event"]["payment_id"] == 77
     assert told["rules"][0].startswith("Payment 77 of ")
-    said = shell("explain", "scored_payment", "payments/0/77").stdout
-    assert told["rules"][0] in said
+    for place in ("payments/0/77", "payments-0:77"):
+        said = shell("explain", "scored_payment", place).stdout
+        assert told["rules"][0] in said
     assert "EUR" in said
     assert "fraud_alert" in shell("explain", "nothing", "1", code=2).stderr
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
+import pytest
 from sqlalchemy.orm import Mapped
 
 import ledgerstream
 from ledgerstream import Event, Processor, Rows, Sliding, State, Table, Timestamp, Topic
+from ledgerstream.errors import ConfigError
 from ledgerstream.money import EUR, eur
 from ledgerstream.stream.batch import Batch
 
@@ -67,6 +71,37 @@ def test_a_log_and_a_database_of_ones_own() -> None:
     assert last["payment_id"].tolist() == [3, 4]
     assert whole["at"].tolist() == list(times)
     assert not path.exists()
+
+
+def test_what_a_newcomer_types_wrongly_is_a_sentence(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"payment_id": [1], "at": [0], "customer": [1.0], "terminal": [1],
+                          "amount": [5]})  # fmt: skip
+    with pytest.raises(ConfigError, match="not as list"):
+        LargeSpenders.on([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"'customer' \(int\) has no value in row 0 \(NaN\)"):
+        LargeSpenders.on(frame.assign(customer=[float("nan")]))
+    before = ledgerstream.local(tmp_path / "never")
+    with pytest.raises(ConfigError, match="are not open here"):
+        before.run(LargeSpenders)
+    with ledgerstream.local(tmp_path / "data") as ls:
+        for wrong in ("LargeSpenders", LargeSpenders(), LargeAlert, None):
+            with pytest.raises(ConfigError, match=r"ls\.(run|verify) takes "):
+                ls.run(wrong)  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match=r"ls\.verify takes "):
+                ls.verify(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="it is 'end' or None"):
+            ls.run(LargeSpenders, until="now")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"ls\.table takes a result table"):
+            ls.table("large_alert")  # type: ignore[arg-type]
+    for use in (
+        lambda: ls.run(LargeSpenders),
+        lambda: ls.table(LargeAlert),
+        lambda: ls.read("purchases"),
+        lambda: ls.verify(LargeSpenders),
+        lambda: ls.write("purchases", frame),
+    ):
+        with pytest.raises(ConfigError, match="are not open here"):
+            use()
 
 
 def test_the_door_stays_open_however_often_it_is_used() -> None:
