@@ -32,7 +32,7 @@ class Committer:
         self.source = source
         self._partitions = partitions
         self._stopping = stopping
-        self._owners = {sink.owner}  # of all connections on which we claimed, or may have
+        self.owners = {sink.owner}  # of all connections on which we claimed, or may have
 
     async def commit(self, pieces: Sequence[Piece]) -> None:
         """Commit one piece a partition, however often it takes.
@@ -65,9 +65,9 @@ class Committer:
             self.sink = await self._connect()
             if self.sink.server != before.server:
                 raise Reload("this is another database server, or another life of it.")
-            self._owners.add(self.sink.owner)
+            self.owners.add(self.sink.owner)
             try:
-                return await self.sink.claim(self.source, held, {}, self._owners)
+                return await self.sink.claim(self.source, held, {}, self.owners)
             except BaseException:
                 self.sink.abandon()
                 raise

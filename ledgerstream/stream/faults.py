@@ -110,7 +110,8 @@ def overtaken(processor: str, topic: str, partitions: set[int]) -> Overtaken:
     """The error that names the partitions another worker now has."""
     names = ", ".join(f"{topic}-{each}" for each in sorted(partitions))
     error = Overtaken(
-        f"another worker of {processor} has taken over {names}; nothing of this step was committed."
+        f"another worker of {processor} has taken over {names}: what was not committed yet of that "
+        "is dropped here."
     )
     error.partitions = frozenset(partitions)
     return error

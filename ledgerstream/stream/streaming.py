@@ -18,7 +18,8 @@ import structlog
 from ledgerstream.errors import DeliveryTimeout, KafkaError, Overtaken, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.committer import Committer
-from ledgerstream.stream.faults import DataError, Reload, TransientError
+from ledgerstream.stream.faults import DataError, Reload, TransientError, overtaken
+from ledgerstream.stream.lookout import Lookout
 from ledgerstream.stream.machine import Input, Piece, join
 from ledgerstream.stream.partitions import Partitions
 from ledgerstream.stream.snapshotter import Snapshotter
@@ -54,6 +55,7 @@ class Stream:
         compute: Compute,
         committer: Committer,
         snapshotter: Snapshotter,
+        lookout: Lookout,
         stopping: asyncio.Event,
         ends: Mapping[int, int] | None,
         on_commit: Callable[[Sequence[Piece], float], None],
@@ -65,6 +67,8 @@ class Stream:
         self._compute = compute
         self._committer = committer
         self._snapshotter = snapshotter
+        self._lookout = lookout
+        self._taken: set[int] = set()  # partitions that others were seen to own
         self._stopping = stopping
         self._ends = ends
         self._on_commit = on_commit
@@ -79,8 +83,11 @@ class Stream:
     async def run(self) -> None:
         """Returns with everything computed also committed. Raises Overtaken and Reload."""
         stopping = asyncio.create_task(self._stopping.wait())
+        looking = asyncio.create_task(self._lookout.wait_taken())
         try:
             while True:
+                if self._taken and not self._partitions.active and self._commit is None:
+                    raise self._overtaken()
                 await self._assign()
                 if draining := stopping.done() or self._at_end():
                     await cancelled(self._fetch)
@@ -93,9 +100,11 @@ class Stream:
                 busy = {each for each in (self._fetch, self._commit) if each is not None}
                 if not busy:
                     return
-                await asyncio.wait(
-                    busy if draining else {*busy, stopping}, return_when=asyncio.FIRST_COMPLETED
-                )
+                waits = {*busy, looking} if draining else {*busy, looking, stopping}
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if looking.done():
+                    self._leave(looking.result())
+                    looking = asyncio.create_task(self._lookout.wait_taken())
                 if self._commit is not None and self._commit.done():
                     done, self._commit = self._commit, None
                     await self._settle(done)
@@ -107,10 +116,23 @@ class Stream:
                         await self._process(chunk)
         finally:
             stopping.cancel()
+            await cancelled(looking)
+            self._lookout.close()
             await cancelled(self._fetch)
             await cancelled(self._commit)
             if self._reader is not None:
                 await self._reader.close()
+
+    def _leave(self, taken: set[int]) -> None:
+        """Others own these: what we computed of them is worth nothing. A step of them that is
+        under way is for its compare-and-set to judge."""
+        self._taken |= taken
+        self._partitions.leave(taken)
+        self._waiting = self._partitions.of(self._waiting)
+        log.warning("overtaken", error=str(self._overtaken()))
+
+    def _overtaken(self) -> Overtaken:
+        return overtaken(self._committer.sink.processor, self._partitions.topic, self._taken)
 
     # -- fetch
 

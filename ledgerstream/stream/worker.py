@@ -15,6 +15,7 @@ import structlog
 from ledgerstream.errors import DeliveryTimeout, KafkaError, StoppedPartition
 from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import Reload, TransientError
+from ledgerstream.stream.lookout import Lookout
 from ledgerstream.stream.machine import Piece
 from ledgerstream.stream.partitions import Partition, Partitions
 from ledgerstream.stream.processor import Processor
@@ -233,9 +234,13 @@ class Worker:
             self._note(pieces, seconds)
 
         taken = self.progress.snapshots
+        lookout = Lookout(
+            self._database, self._processor.name, self._source.name,
+            lambda: committer.owners, lambda: self._partitions.active,
+        )  # fmt: skip
         return Stream(
             self._log, self._decoder, self._partitions, self._compute, committer, snapshotter,
-            self._stopping, self._ends, note, self._offsets,
+            lookout, self._stopping, self._ends, note, self._offsets,
         )  # fmt: skip
 
     def _note(self, pieces: Sequence[Piece], seconds: float) -> None:
