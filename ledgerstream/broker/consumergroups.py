@@ -21,7 +21,6 @@ from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.shards import Unavailable
 from ledgerstream.groups import AWAY_EPOCH, Assignment, Beat, Beaten, ConsumerGroup
 from ledgerstream.groups.assignors import ASSIGNORS
-from ledgerstream.groups.consumerrecords import Current
 from ledgerstream.groups.records import fits
 from ledgerstream.limits import Limits
 from ledgerstream.machine import Decision
@@ -254,18 +253,9 @@ def _member(node: Node, group: ConsumerGroup, member_id: str) -> dict[str, Any]:
         "client_host": member.client_host,
         "subscribed_topic_names": sorted(member.topics),
         "subscribed_topic_regex": member.regex,
-        "assignment": {"topic_partitions": _named(node, _held(current))},
+        "assignment": {"topic_partitions": _named(node, current.held)},
         "target_assignment": {"topic_partitions": _named(node, group.targets.get(member_id, {}))},
         "member_type": int(member.classic is None),
-    }
-
-
-def _held(current: Current) -> Assignment:
-    """What it has or may still have."""
-    nothing: frozenset[int] = frozenset()
-    return {
-        topic: current.assigned.get(topic, nothing) | current.revoking.get(topic, nothing)
-        for topic in {**current.assigned, **current.revoking}
     }
 
 

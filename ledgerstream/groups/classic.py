@@ -85,6 +85,7 @@ class ClassicGroup:
         self._more_came = False
         self._join_timer = Timer(self._join_time_is_up)
         self._sync_timer = Timer(self._sync_time_is_up)
+        self._again_timer = Timer(self._begin_again)
 
     # -- what is remembered
 
@@ -120,20 +121,27 @@ class ClassicGroup:
         for member in self.members.values():
             self._timers.set(member.timer, at_ms + member.session_ms)
 
-    def begin_again(self, out: Outcome) -> None:
-        """It was a next-generation group just now: its members are called to join."""
+    def begin_again(self) -> None:
+        """It was a next-generation group just now: its members are called to join, as soon as
+        there is a time."""
+        self._timers.set(self._again_timer, 0)
+
+    def _begin_again(self, out: Outcome) -> None:
         self.start(out.at_ms)
         if self.phase is STABLE:
             self._prepare(out)
 
     def call_off(self, out: Outcome) -> None:
-        """It becomes a next-generation group: whoever waits is to join again, and no clock runs."""
+        """It becomes a next-generation group: whoever waits is to join again."""
         for member in self.members.values():
             reply = Joined(ErrorCode.rebalance_in_progress, member.member_id)
             self._unpark_join(member, reply, out)
             self._unpark_sync(member, Synced(ErrorCode.rebalance_in_progress), out)
-            self._timers.cancel(member.timer)
-        for timer in (self._join_timer, self._sync_timer, *self._pending.values()):
+
+    def stop(self) -> None:
+        """It is no group of its coordinator any more: no clock runs."""
+        own = self._join_timer, self._sync_timer, self._again_timer
+        for timer in (*own, *self._pending.values(), *(m.timer for m in self.members.values())):
             self._timers.cancel(timer)
 
     def _record(self, now_ms: int, assignments: dict[str, bytes]) -> GroupMetadata:

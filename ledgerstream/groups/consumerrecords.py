@@ -111,6 +111,15 @@ class Current(NamedTuple):
     revoking: Assignment = NOTHING  # asked back, not given yet
     since: Since = NEVER  # of those that are assigned (KIP-1251)
 
+    @property
+    def held(self) -> Assignment:
+        """What is assigned, and what was asked back and may still be in its hands."""
+        nothing: frozenset[int] = frozenset()
+        return {
+            topic: self.assigned.get(topic, nothing) | self.revoking.get(topic, nothing)
+            for topic in {**self.assigned, **self.revoking}
+        }
+
 
 class Regex(NamedTuple):
     group: str

@@ -41,7 +41,7 @@ from ledgerstream.groups.records import (
     OffsetCommitted,
     OffsetForgotten,
 )
-from ledgerstream.groups.timers import Timer, Timers
+from ledgerstream.groups.timers import Timers
 from ledgerstream.limits import LIMITS
 from ledgerstream.machine import Decision
 from ledgerstream.wire.markers import Marker
@@ -158,9 +158,11 @@ class GroupCoordinator:
                 group.adopt(record)
                 if record.group in self._were_modern:
                     self._were_modern.remove(record.group)
-                    self.timers.set(Timer(group.begin_again), 0)
+                    group.begin_again()
             case GroupForgotten():
-                if isinstance(self.groups.get(record.group), ClassicGroup):
+                forgotten = self.classic(record.group)
+                if forgotten is not None:
+                    forgotten.stop()
                     del self.groups[record.group]
             case _:
                 self._replay_modern(record)

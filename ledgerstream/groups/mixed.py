@@ -257,7 +257,8 @@ def downgrade(group: ConsumerGroup, leaving: Iterable[str], now_ms: int) -> Grou
 def _recorded(group: ConsumerGroup, member: Member, protocol: str) -> MemberMetadata:
     assert member.classic is not None
     metadata = dict(member.classic.protocols)[protocol]
-    assigned = _by_name(group.current[member.member_id].assigned, group)
+    # nobody may get what it still has to let go of, should the group be changed back meanwhile
+    assigned = _by_name(group.current[member.member_id].held, group)
     return MemberMetadata(
         member.member_id, member.instance_id, member.client_id, member.client_host,
         member.rebalance_timeout_ms, member.classic.session_timeout_ms, metadata,

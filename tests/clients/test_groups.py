@@ -383,10 +383,15 @@ def test_verifiable_consumer_and_the_command_of_groups(our_broker: Broker, topic
         )  # fmt: skip
         return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
+    def consumed(events: list[dict[str, Any]]) -> int:
+        """Its own sum counts what it fetched beyond its limit, too."""
+        found = (e["partitions"] for e in events if e["name"] == "records_consumed")
+        return sum(part["count"] for parts in found for part in parts)
+
     first = consume(RECORDS // 2)
-    assert sum(e["count"] for e in first if e["name"] == "records_consumed") == RECORDS // 2
+    assert consumed(first) == RECORDS // 2
     second = consume(RECORDS // 2, "--group-instance-id", "i")
-    assert sum(e["count"] for e in second if e["name"] == "records_consumed") == RECORDS // 2
+    assert consumed(second) == RECORDS // 2
     commits = [e for e in second if e["name"] == "offsets_committed"]
     assert commits and all(event["success"] for event in commits)
     described = group("--describe", "--group", topic)
