@@ -41,7 +41,9 @@ class Limits:
     cold_read_threads: int = 2  # read what is no longer in memory
     topic_partitions_max: int = 10_000  # of one topic
     coordinator_partitions: int = 50  # of each internal topic; never changed: keys hash to them
-    coordinator_segment_bytes: int = 100 * MIB  # Kafka's offsets.topic.segment.bytes
+    coordinator_segment_bytes: int = (
+        24 * MIB  # Kafka's is 100; what is not compacted yet is read at every start
+    )
     transaction_timeout_ms_max: int = 900_000  # Kafka's transaction.max.timeout.ms
     transaction_timeout_check_ms: int = 1_000  # how often open transactions are looked at
     transaction_hold_ms: int = (
@@ -99,6 +101,9 @@ class Limits:
     file_delete_delay_ms: int = (
         60_000  # Kafka's file.delete.delay.ms: what has left the log stays readable for so long
     )
+    cleaner_check_ms: int = 15_000  # Kafka's log.cleaner.backoff.ms
+    cleaner_bytes_s: int = 32 * MIB  # what compaction reads, both of its passes together
+    cleaner_keys_max: int = 1_000_000  # different keys of one compaction, about 150 bytes each
     checkpoint_ms: int = 5_000  # how often it is noted how far segments are synced
     checkpoint_bytes: int = (
         8 * MIB

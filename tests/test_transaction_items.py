@@ -24,7 +24,6 @@ FILES = [
     *(HERE / "differential").glob("*.py"),
 ]
 
-COMPACTION = "compaction is not built yet"
 GROUPS = "comes with consumer groups: no offsets are kept yet"
 NODES = "there is one node"
 ITEMS_ELSEWHERE: dict[int, str] = {
@@ -33,7 +32,6 @@ ITEMS_ELSEWHERE: dict[int, str] = {
     72: "a marker and what a coordinator makes of it are one act (broker/shards); " + GROUPS,
     77: "there are no followers to fetch",
     **dict.fromkeys(range(93, 103), GROUPS),
-    **dict.fromkeys(range(103, 110), COMPACTION),
 }
 BUGS_ELSEWHERE: dict[int, str] = {
     3: "producers expire by the local clock and not while a transaction is open; replay takes "
@@ -41,14 +39,12 @@ BUGS_ELSEWHERE: dict[int, str] = {
     4: "an epoch is in the log or it is not: the machine is rebuilt from it (items 40, 45)",
     9: GROUPS,
     14: "a batch whose coordinator is asked is copied before anything is awaited (broker/produce)",
-    16: COMPACTION,
     17: GROUPS,
     18: "a late batch has an epoch that is over under V2, and needs a guard under V1 (item 91)",
     19: "repeats are known after a restart (item 18); " + NODES,
     20: "membership is durable before it is told (item 50); " + NODES,
     21: NODES,
     22: "a repeated end is answered from the id's record, which is never evicted (item 51)",
-    23: COMPACTION,
     24: GROUPS,
     25: GROUPS,
     27: "the broker listens only when its catalogue is caught up (broker/node)",

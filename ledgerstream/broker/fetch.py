@@ -261,8 +261,12 @@ def _read_cold(
     partition: Partition, offset: int, bytes_max: int, end: int, committed: bool
 ) -> tuple[Read, Sequence[tuple[int, int]]]:
     """Blocks. Raises CorruptError, OSError."""
-    read = partition.read_cold(offset, bytes_max, end)
-    return read, partition.aborted_cold(offset, read.bound) if committed else ()
+    while True:
+        segments = partition.segments
+        read = partition.read_cold(offset, bytes_max, end)
+        aborted = partition.aborted_cold(offset, read.bound) if committed else ()
+        if partition.segments is segments:  # data and index are of one compaction
+            return read, aborted
 
 
 def leader_epoch_error(asked: int, ours: int) -> ErrorCode | None:

@@ -61,6 +61,7 @@ class NodeCollector:
             failed.add_metric([partition], 1)
         yield failed
         yield from transactions(node)
+        yield from compaction(node)
         for name, text, count in (
             ("segments", "Segments that retention and DeleteRecords removed", trims.segments),
             ("bytes", "Their bytes", trims.bytes),
@@ -75,6 +76,23 @@ class NodeCollector:
             key = replica.partition.key
             ends.add_metric([key.topic, str(key.index)], replica.partition.high_watermark)
         yield ends
+
+
+def compaction(node: Node) -> Iterator[Metric]:
+    """What the cleaner did, and how much waits for it."""
+    cleanings = node.store.cleanings
+    for name, value in vars_of(cleanings.cleaner.stats).items():
+        yield CounterMetricFamily(f"ledgerstream_cleaner_{name}", "Compaction, since start", value)
+    yield GaugeMetricFamily(
+        "ledgerstream_cleaner_dirty_ratio_max",
+        "Of the bytes that may be compacted, those that never were: the dirtiest partition's",
+        cleanings.dirtiest,
+    )
+    yield GaugeMetricFamily(
+        "ledgerstream_cleaner_failed_partitions",
+        "Partitions that cannot be compacted; the log says why",
+        len(cleanings.failures),
+    )
 
 
 def transactions(node: Node) -> Iterator[Metric]:

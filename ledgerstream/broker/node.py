@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -285,7 +285,7 @@ class Node:
         self._expiry = self.loop.call_later(self.limits.tick_ms / 1000, self._expire)
 
 
-_CONVERTERS: dict[str, Callable[[str], Any]] = {"int": int, "long": int}
+_CONVERTERS: dict[str, Callable[[str], Any]] = {"int": int, "long": int, "double": float}
 
 
 def log_config(config: Mapping[str, str]) -> LogConfig:
@@ -297,7 +297,10 @@ def log_config(config: Mapping[str, str]) -> LogConfig:
         if setting is not None:
             convert = _CONVERTERS.get(setting.type, str)
             values[entry.name] = convert(config.get(name, setting.default))
-    return LogConfig(**values)
+    found = LogConfig(**values)
+    if found.compacts:  # or what is written to a quiet topic would never be compacted
+        found = replace(found, segment_ms=min(found.segment_ms, found.max_compaction_lag_ms))
+    return found
 
 
 async def serve(

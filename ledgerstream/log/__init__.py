@@ -5,7 +5,9 @@ thread (`writer`) makes it durable, a second thread (`background`) syncs lazily 
 never opens or syncs a file, and only `disk` knows the operating system's calls. Nothing here knows
 of sockets, asyncio or the wall clock: `now_ms` is an argument, `Store.tick` the passing of time.
 
-Where a log begins, and which files go: `retention` decides, `trims` carries it out.
+Where a log begins, and which files go: `retention` decides, `trims` carries it out. Compaction:
+`cleanable` (where), `compaction` (what stays), `cleaner` (a thread that rewrites), `swap` (the
+exchange of files), `cleanings` (who is next).
 
 Read `verdicts`, `config`, `producers`, `tail`, `partition`; then `segment` and `index` (Kafka's
 file formats); then `store`, `writer`, `journal`, `background`; then `loading` and `recovery` with

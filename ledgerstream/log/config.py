@@ -45,6 +45,10 @@ class LogConfig:
     retention_ms: int = -1
     retention_bytes: int = -1
     cleanup_policy: str = "delete"
+    min_cleanable_dirty_ratio: float = 0.5
+    min_compaction_lag_ms: int = 0
+    max_compaction_lag_ms: int = 2**63 - 1
+    delete_retention_ms: int = 86_400_000
     compression_type: str = "producer"  # batches are stored as they came, whatever this says
 
     @property

@@ -117,6 +117,10 @@ class Disk:
     def open_fd(self, path: str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC, 0o644)
 
+    def create_anew(self, path: str) -> File:
+        """An empty file, whatever was there."""
+        return File(self.open_fd(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+
     def open_direct(self, path: str) -> File:
         """For whole pages, past the page cache: a sync then has nothing left to write and costs
         half. An ordinary file where the system knows no such thing (tmpfs). One thread writes."""

@@ -85,6 +85,7 @@ class Loading:
             Epochs(summary.epochs),
             producers,
             tuple(summary.snapshot_offsets),
+            summary.cleaned,
         )
         return Found(key, state, self._point(key), recovered=False, failure=None)
 
@@ -151,4 +152,5 @@ def summary_of(partition: Partition) -> PartitionSummary:
         [segment.summary() for segment in partition.segments],
         partition.epochs.starts(),
         list(partition.snapshot_offsets),
+        partition.cleaned,
     )

@@ -18,6 +18,7 @@ from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import EpochStart
 from ledgerstream.log.sealed import seal, unseal
 from ledgerstream.log.segment import SegmentSummary
+from ledgerstream.log.swap import Cleaned
 
 T = TypeVar("T")
 CHECKPOINT_NAME = "checkpoint"
@@ -48,6 +49,7 @@ class PartitionSummary(NamedTuple):
     segments: list[SegmentSummary]
     epochs: list[EpochStart]
     snapshot_offsets: list[int]
+    cleaned: Cleaned = Cleaned()
 
     @property
     def key(self) -> PartitionKey:

@@ -7,7 +7,7 @@ when that is durable. If a write fails, all that was decided past the high water
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from operator import attrgetter, itemgetter
 from typing import NamedTuple, Protocol
@@ -22,6 +22,7 @@ from ledgerstream.log.epochs import Epochs
 from ledgerstream.log.producers import Producers
 from ledgerstream.log.retention import below
 from ledgerstream.log.segment import Segment, Source
+from ledgerstream.log.swap import Cleaned
 from ledgerstream.log.tail import Batch, Tail, TailCache
 from ledgerstream.log.verdicts import Appended, Guard, New, Refused, Repeat
 from ledgerstream.wire.batches import (
@@ -57,6 +58,7 @@ class State(NamedTuple):
     epochs: Epochs
     producers: Producers
     snapshot_offsets: tuple[int, ...]  # of producer snapshots that exist, oldest first
+    cleaned: Cleaned = Cleaned()
 
 
 class Durable(NamedTuple):
@@ -86,11 +88,13 @@ class Partition:
 
     __slots__ = (
         "broken",
+        "cleaned",
         "config",
         "deleted",
         "directory",
         "durable",
         "epochs",
+        "exchanging",
         "failure",
         "fresh",
         "high_watermark",
@@ -122,6 +126,7 @@ class Partition:
         self.retriable = False  # it may be tried again
         self.retry_at_ms: int | None = None
         self.deleted = False
+        self.exchanging = False  # compacted segments are taking the place of others
         self.tail = Tail()
         self.recovery_point = state.next_offset  # up to here a crash need not look
         self._adopt(state)
@@ -140,6 +145,7 @@ class Partition:
         self.producers = state.producers
         self.producers.open.settle(state.next_offset)
         self.snapshot_offsets = state.snapshot_offsets
+        self.cleaned = state.cleaned
         last = state.segments[-1]
         self.durable = Durable(state.next_offset, last, last.size)
         self.unchecked_bytes = 0
@@ -284,9 +290,22 @@ class Partition:
         assert offset <= self.high_watermark
         self.log_start_offset = max(self.log_start_offset, offset)
         segments = self.segments
-        count = below(segments, min(self.log_start_offset, settled))
+        count = 0 if self.exchanging else below(segments, min(self.log_start_offset, settled))
         self.segments = segments[count:]  # a new list: readers go on with the one they have
         return segments[:count]
+
+    def holds(self, some: list[Segment]) -> bool:
+        """Whether these segments are still part of the log, side by side."""
+        at = bisect_left(self.segments, some[0].base_offset, key=_base_offset)
+        return self.segments[at : at + len(some)] == some
+
+    def exchange(self, old: list[Segment], new: Segment) -> None:
+        """Compacted, and on the disk. What memory holds of them may be aborted data of which the
+        new index knows nothing any more."""
+        at = self.segments.index(old[0])
+        following = self.segments[at + len(old) :]
+        self.segments = [*self.segments[:at], new, *following]
+        self.tail.drop_below(following[0].base_offset)
 
     # reading
 
@@ -413,7 +432,8 @@ class Partition:
         highest: tuple[int, Header] | None = None
         for position, header in segment.walk(source, start, last):
             late = highest is None or header.max_timestamp > highest[1].max_timestamp
-            if late and header.next_offset > self.log_start_offset and not header.control:
+            told = header.record_count and not header.control  # compaction leaves empty ones
+            if late and told and header.next_offset > self.log_start_offset:
                 highest = position, header
         if highest is None:
             return None

@@ -316,6 +316,11 @@ class Producers:
                 self.open.first_of(producer_id),
             )
 
+    def last_offsets(self) -> frozenset[int]:
+        """Of the batches and markers by which the producers are known: compaction keeps them."""
+        found = {p.last_offset for p in self._by_id.values()}
+        return frozenset(found.union(k.last_offset for p in self._by_id.values() for k in p.kept))
+
     def records(self) -> list[ProducerRecord]:
         """Everything that `check` decides by, but for guards."""
         return [

@@ -42,6 +42,7 @@ from ledgerstream.log.snapshots import (
     sync_snapshot,
     write_snapshot,
 )
+from ledgerstream.log.swap import finish_swaps, read_cleaned
 from ledgerstream.wire.batches import (
     HEADER_BYTES,
     Buffer,
@@ -85,6 +86,8 @@ class _Recovery:
         self.recovery_point = point.recovery_point
         self.durable_offset = max(point.recovery_point, point.durable_offset)
         self.log_start_offset = point.log_start_offset
+        finish_swaps(disk, directory)
+        self.cleaned = read_cleaned(disk, directory)
         names = disk.names(directory)
         bases = sorted(int(name.removesuffix(LOG)) for name in names if name.endswith(LOG))
         self.segments = [Segment(directory, base) for base in bases or [point.log_start_offset]]
@@ -118,6 +121,7 @@ class _Recovery:
             self.epochs,
             self.producers,
             tuple(self.snapshots),
+            self.cleaned,
         )
 
     def _load_snapshot(self) -> int:
@@ -233,11 +237,18 @@ class _Recovery:
                 self.touched.setdefault(segment, segment.size)
             at += 1
             following = self.segments[at] if at < len(self.segments) else None
+            if following is not None and segment.size == size:
+                self._pass_gap(following)
             if journaled is not None:
                 self._fill(journaled, segment, following)
             if following is not None and following.base_offset != self.next_offset:
                 self._check_whole(segment)
                 self._drop(at)
+
+    def _pass_gap(self, following: Segment) -> None:
+        """Compaction may have taken a segment's last batches."""
+        if self.next_offset < following.base_offset <= self.cleaned.gaps_below:
+            self.next_offset = following.base_offset
 
     def _whole_batches(self, segment: Segment, size: int) -> Iterator[tuple[Header, Marker | None]]:
         """Batches from `segment.size` on, until one is not as it should be."""
@@ -271,9 +282,8 @@ class _Recovery:
 
     def _follows(self, base_offset: int) -> bool:
         """Offsets, which no CRC covers, have no gaps but where compaction made them."""
-        return (
-            self.next_offset == base_offset or self.next_offset < base_offset < self.recovery_point
-        )
+        bound = self.cleaned.gaps_below
+        return self.next_offset == base_offset or self.next_offset < base_offset < bound
 
     def _chunk(self, segment: Segment, position: int) -> bytes:
         """Bytes at `position`, at least the whole batch if it is whole."""

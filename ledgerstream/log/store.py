@@ -17,6 +17,8 @@ import structlog
 
 from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.log.background import Background, Failed, Save
+from ledgerstream.log.cleaner import Exchange
+from ledgerstream.log.cleanings import Cleanings
 from ledgerstream.log.config import LogConfig, PartitionKey
 from ledgerstream.log.disk import Disk, File
 from ledgerstream.log.epochs import Epochs
@@ -57,6 +59,7 @@ class Store:
         self._call_soon: Callable[[Callable[[], None]], object] = _nobody
         self._on_round: Callable[[list[Partition]], None] = _nobody
         self._on_fatal: Callable[[str], None] = _nobody
+        self.cleanings = Cleanings(self)
         self._threads: list[threading.Thread] = []
         self._background = Background(
             disk, directory, self._checkpointed, self._flushed, self._background_failed, self._fatal
@@ -118,6 +121,7 @@ class Store:
         self._threads = [
             threading.Thread(target=self._writer.run, name="log-disk", daemon=True),
             threading.Thread(target=self._background.run, name="log-background", daemon=True),
+            threading.Thread(target=self.cleanings.cleaner.run, name="log-cleaner", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -137,7 +141,9 @@ class Store:
             for partition in self._partitions.values():
                 if partition.unchecked_bytes and partition.failure is None:
                     self.checkpoint(partition)
-            writer, background = self._threads
+            writer, background, cleaner = self._threads
+            self.cleanings.cleaner.stop()
+            cleaner.join()
             self._writer.queue.put([None])
             writer.join()
             self._background.queue.put(None)
@@ -301,6 +307,7 @@ class Store:
             for partition in self._partitions.values():
                 partition.producers.expire(now_ms, self.limits.producer_id_expiry_ms)
         self.trims.tick(self._partitions.values(), now_ms)
+        self.cleanings.tick(self._partitions.values(), now_ms)
         for partition in self._partitions.values():
             if partition.retriable:
                 self._retry(partition, now_ms)
@@ -318,6 +325,19 @@ class Store:
         older = [offset for offset in partition.snapshot_offsets if offset < first]
         partition.snapshot_offsets = partition.snapshot_offsets[len(older) :]
         self.write(partial(self._writer.drop, partition, segments, older))
+
+    def leave(self, segments: list[Segment]) -> None:
+        """Others have taken their place."""
+        self.trims.leave(segments)
+
+    def recoverable_below(self, partition: Partition) -> int:
+        """What a recovery would believe without a look at it."""
+        return self._reached.get(partition.identity, 0)
+
+    def exchange(self, exchange: Exchange, told: Callable[[bool], None]) -> None:
+        """`told`, on the loop: whether it was done."""
+        on_loop = partial(self._exchanged, told)
+        self.write(partial(self._writer.exchange, exchange, on_loop))
 
     def let_go(self, segments: list[Segment]) -> None:
         self._background.let_go(segments)
@@ -353,29 +373,32 @@ class Store:
     # called by the threads; each goes on on the loop
 
     def _round_done(self, done: list[Batch], failed: list[Failed]) -> None:
-        self._post(partial(self._on_loop_round, done, failed))
+        self.post(partial(self._on_loop_round, done, failed))
+
+    def _exchanged(self, told: Callable[[bool], None], done: bool) -> None:
+        self.post(partial(told, done))
 
     def _repaired(self, partition: Partition, state: State) -> None:
-        self._post(partial(self._on_loop_repaired, partition, state))
+        self.post(partial(self._on_loop_repaired, partition, state))
 
     def _checkpointed(self, save: Save) -> None:
-        self._post(partial(self._on_loop_checkpointed, save))
+        self.post(partial(self._on_loop_checkpointed, save))
 
     def _checkpoint_written(
         self, points: list[Point], written: Callable[[bool], None], durable: bool
     ) -> None:
-        self._post(partial(self._on_loop_checkpoint_written, points, written, durable))
+        self.post(partial(self._on_loop_checkpoint_written, points, written, durable))
 
     def _flushed(self) -> None:
-        self._post(self._on_loop_flushed)
+        self.post(self._on_loop_flushed)
 
     def _background_failed(self, failed: Failed) -> None:
         self._round_done([], [failed])
 
     def _fatal(self, sentence: str) -> None:
-        self._post(partial(self._on_loop_fatal, sentence))
+        self.post(partial(self._on_loop_fatal, sentence))
 
-    def _post(self, act: Callable[[], None]) -> None:
+    def post(self, act: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed: there is nobody to tell
             self._call_soon(act)
 

@@ -79,6 +79,11 @@ class Tail:
             del self._bases[: self._gone], self._batches[: self._gone]
             self._gone = 0
 
+    def drop_below(self, offset: int) -> None:
+        """Forget the batches that end at or before `offset`."""
+        while self._gone < len(self._batches) and self._batches[self._gone].next_offset <= offset:
+            self.drop_first(self._batches[self._gone])
+
     def truncate(self, offset: int) -> None:
         """Forget the batches at `offset` and after."""
         at = bisect_left(self._bases, offset, lo=self._gone)

@@ -91,6 +91,7 @@ class Trims:
         if roll:
             partition.begin_segment(now_ms)
         droppable = below(partition.segments, min(start, partition.recovery_point))
+        droppable = 0 if partition.exchanging else droppable
         if start > self.start_wanted(partition) or droppable:
             self.raise_to(partition, start, _nobody)
 

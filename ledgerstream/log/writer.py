@@ -23,6 +23,7 @@ import structlog
 from ledgerstream.errors import CorruptError
 from ledgerstream.limits import Limits
 from ledgerstream.log.background import RETRIABLE, Background, Failed, Save, stopped
+from ledgerstream.log.cleaner import Exchange
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.epochs import EPOCHS_NAME
 from ledgerstream.log.journal import Journal, frame_bytes
@@ -31,6 +32,7 @@ from ledgerstream.log.partition import Durable, Partition, State
 from ledgerstream.log.recovery import recover
 from ledgerstream.log.segment import Segment
 from ledgerstream.log.snapshots import remove_snapshots, write_snapshot
+from ledgerstream.log.swap import begin_swap, finish_swap
 from ledgerstream.log.tail import Batch
 
 
@@ -349,6 +351,22 @@ class Writer:
             remove_snapshots(self._disk, partition.directory, snapshots)
         except OSError as error:  # the next recovery removes what is left
             log.warning("old segments not removed", partition=str(partition.key), why=str(error))
+
+    def exchange(self, exchange: Exchange, told: Callable[[bool], None]) -> None:
+        """Compacted segments take the place of others. `told`: whether they did."""
+        partition, swap = exchange.job.partition, exchange.swap
+        if partition.broken or self.dead:
+            told(False)
+            return
+        try:
+            begin_swap(self._disk, partition.directory, swap)
+            self.withdraw(exchange.old)
+            finish_swap(self._disk, partition.directory, swap)
+        except OSError as error:  # done by half, perhaps: the repair finishes it, or throws it away
+            self._on_round([], [stopped(self._disk, partition, error, retriable=True)])
+            told(False)
+        else:
+            told(True)
 
     def withdraw(self, segments: list[Segment]) -> None:
         """Keep them readable for those who have them; the journal need not look after them."""

@@ -371,8 +371,12 @@ def seal_batch(
     producer_epoch: int = -1,
     base_sequence: int = NO_SEQUENCE,
     leader_epoch: int = -1,
+    last_offset_delta: int | None = None,
 ) -> bytes:
-    """Put a header with lengths and CRC in front of an encoded (and perhaps compressed) body."""
+    """Put a header with lengths and CRC in front of an encoded (and perhaps compressed) body.
+
+    `last_offset_delta`: where compaction has taken some of the batch's records.
+    """
     out = bytearray(HEADER_BYTES + len(body))
     HEADER.pack_into(
         out,
@@ -383,7 +387,7 @@ def seal_batch(
         2,
         0,
         attributes,
-        count - 1,
+        count - 1 if last_offset_delta is None else last_offset_delta,
         base_timestamp,
         max_timestamp,
         producer_id,

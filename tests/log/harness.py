@@ -137,8 +137,10 @@ class Running:
     def abandon(self) -> None:
         """End without a clean stop, as a crash would, but with both threads finished."""
         store = self.store
+        store.cleanings.cleaner.stop()
+        store._threads[2].join()
         for thread, queue in zip(
-            store._threads, (store._writer.queue, store._background.queue), strict=True
+            store._threads, (store._writer.queue, store._background.queue), strict=False
         ):
             queue.put([None] if queue is store._writer.queue else None)
             thread.join()
