@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kio.schema.errors import ErrorCode
 
 from ledgerstream.broker.node import Node
 from ledgerstream.broker.settings import Settings
 from ledgerstream.client import Client
+from ledgerstream.errors import KafkaError
 from ledgerstream.limits import Limits
 from tests.differential import retention, scenarios
 from tests.differential.raw import Raw
@@ -122,4 +124,24 @@ async def test_a_topic_forgets_what_is_too_old_once_it_is_told_to(tmp_path: Path
                 await asyncio.sleep(0.01)
         assert await client.list_offsets("t", {0: -2}) == {0: 10}
         assert node.store.trims.segments == 1
+    await node.stop()
+
+
+async def test_a_reader_below_the_start_hears_it_and_from_the_start_reads_on(
+    tmp_path: Path,
+) -> None:
+    node = Node(Settings(data_dir=tmp_path, port=0))
+    await node.start()
+    async with await Client.connect(f"127.0.0.1:{node.port}") as client:
+        await client.create_topic("t")
+        await asked(node, scenarios.produce, "t", scenarios.batch(10))
+        assert await asked(node, deleted, "t", 4) == (4, "none")
+        async with client.reader("t", {0: 3}) as reader:
+            with pytest.raises(KafkaError, match="not in the log") as heard:
+                await reader.next()
+        assert heard.value.code == ErrorCode.offset_out_of_range.value
+        async with client.reader("t", {0: 4}) as reader:
+            chunk = await reader.next()
+            assert chunk is not None
+            assert (chunk.start, chunk.next_offset, chunk.log_start) == (4, 10, 4)
     await node.stop()
