@@ -102,7 +102,7 @@ class Limits:
         60_000  # Kafka's file.delete.delay.ms: what has left the log stays readable for so long
     )
     cleaner_check_ms: int = 15_000  # Kafka's log.cleaner.backoff.ms
-    cleaner_bytes_s: int = 32 * MIB  # what compaction reads, both of its passes together
+    cleaner_bytes_s: int = 16 * MIB  # what compaction reads, both of its passes together
     cleaner_keys_max: int = 1_000_000  # different keys of one compaction, about 150 bytes each
     checkpoint_ms: int = 5_000  # how often it is noted how far segments are synced
     checkpoint_bytes: int = (

@@ -30,7 +30,7 @@ from ledgerstream.log.swap import CLEANED_SUFFIX, Cleaned, Swap, discard, write_
 from ledgerstream.wire.batches import HEADER_BYTES, Buffer, Header, parse_header
 
 log = structlog.get_logger("log")
-_READ_BYTES = 1024 * 1024
+_READ_BYTES = 128 * 1024  # between two looks at the pace: other threads wait for the interpreter
 _WRITE_BYTES = 1024 * 1024
 
 
