@@ -117,6 +117,7 @@ class Limits:
     retry_ms_max: int = 1_000  # between two tries
     topic_created_ms_max: int = 3_000  # by a broker that creates topics when they are asked for
     metadata_age_ms_max: int = 300_000  # Kafka's metadata.max.age.ms
+    transaction_timeout_ms: int = 60_000  # Kafka's transaction.timeout.ms
     producer_batch_bytes: int = 1 * MIB  # Kafka's batch.size
     producer_inflight_max: int = 5  # Kafka's max.in.flight.requests.per.connection
     producer_buffer_bytes: int = 64 * MIB  # records that wait; then `send` waits too
@@ -159,6 +160,7 @@ class Limits:
         assert self.batch_bytes_max < self.frame_bytes_max <= self.connection_bytes_max
         assert self.connection_bytes_max <= self.requests_bytes_max
         assert self.producer_inflight_max <= self.producer_batches_kept
+        assert self.transaction_timeout_ms <= self.transaction_timeout_ms_max
         assert self.producer_batch_bytes <= self.batch_bytes_max
         assert self.request_ms_max <= self.delivery_ms_max
         assert 0 < self.group_session_ms_min <= self.group_session_ms_max

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,10 +14,13 @@ from kio.schema.errors import ErrorCode
 from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
 from ledgerstream.client.connection import Connection
 from ledgerstream.client.errors import check, kafka_error
+from ledgerstream.client.groupoffsets import GroupOffsets, TopicPartition
 from ledgerstream.client.producer import Producer
 from ledgerstream.client.reader import Reader
 from ledgerstream.client.rows import as_rows
+from ledgerstream.client.transactional import TransactionalProducer
 from ledgerstream.errors import (
+    ConfigError,
     DeliveryTimeout,
     KafkaError,
     LedgerStreamError,
@@ -275,6 +278,16 @@ class Client:
             found.update(await self.list_offsets(topic, late, committed=committed))
         return found
 
+    async def committed(
+        self, group: str, places: Iterable[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        """The next offset that a group will read, by topic and partition, where there is one."""
+        return await GroupOffsets(self.cluster, group).committed(places)
+
+    async def commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Set the offsets of a group that has no members. Raises KafkaError where it has."""
+        await GroupOffsets(self.cluster, group).commit(offsets)
+
     # -- reading
 
     def reader(
@@ -374,6 +387,30 @@ class Client:
     async def producer(self, compression: str = "none") -> Producer:
         """An idempotent producer of one's own."""
         producer = Producer(self.cluster, compression)
+        self._producers.append(producer)
+        return producer
+
+    async def transactional(
+        self,
+        txn_id: str,
+        *,
+        timeout_ms: int = LIMITS.transaction_timeout_ms,
+        two_phase: bool = False,
+        keep_prepared: bool = False,
+        compression: str = "none",
+    ) -> TransactionalProducer:
+        """A producer whose transactions go by an id that it alone has: whoever had it is fenced.
+
+        timeout_ms:     a transaction that is open for longer is aborted by the broker.
+        two_phase:      it never is; `prepare` and `complete` are there (KIP-939).
+        keep_prepared:  what a producer before left prepared is not aborted but `found`.
+        """
+        if not txn_id:
+            raise ConfigError("A transactional id is not empty.")
+        producer = await TransactionalProducer.take_over(
+            self.cluster, txn_id, timeout_ms=timeout_ms, two_phase=two_phase,
+            keep_prepared=keep_prepared, compression=compression,
+        )  # fmt: skip
         self._producers.append(producer)
         return producer
 

@@ -27,13 +27,19 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.FETCH: (4, 17),
     Api.LIST_OFFSETS: (1, 8),
     Api.METADATA: (1, 12),
+    Api.OFFSET_COMMIT: (8, 9),
+    Api.OFFSET_FETCH: (8, 9),
     Api.FIND_COORDINATOR: (4, 6),
     Api.API_VERSIONS: (0, 3),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
-    Api.INIT_PRODUCER_ID: (0, 4),
+    Api.INIT_PRODUCER_ID: (0, 6),
     Api.OFFSET_FOR_LEADER_EPOCH: (2, 4),
+    Api.ADD_PARTITIONS_TO_TXN: (0, 3),  # what follows is for brokers among themselves
+    Api.ADD_OFFSETS_TO_TXN: (0, 4),
+    Api.END_TXN: (0, 5),
     Api.WRITE_TXN_MARKERS: (1, 1),
+    Api.TXN_OFFSET_COMMIT: (3, 5),  # the first that is fenced by the group (KIP-447)
     Api.DESCRIBE_CONFIGS: (1, 4),
     Api.DESCRIBE_LOG_DIRS: (1, 4),
     Api.CREATE_PARTITIONS: (0, 3),
@@ -52,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         self.client_id = client_id
         self.limits = limits
         self.versions: dict[Api, int] = {}
+        self.features: dict[str, int] = {}  # what the cluster has switched on (KIP-584)
         self._frames = Frames(limits.frame_bytes_max)
         self._waiting: dict[int, asyncio.Future[Buffer]] = {}
         self._next_id = 0
@@ -76,13 +83,22 @@ class Connection(asyncio.BufferedProtocol):
     def is_open(self) -> bool:
         return self._lost is None
 
-    async def call(self, api: Api, fields: Mapping[str, Any], timeout_ms: int | None = None) -> Any:
-        """kio's reply to a request, in the newest version that both sides speak.
+    async def call(
+        self,
+        api: Api,
+        fields: Mapping[str, Any],
+        timeout_ms: int | None = None,
+        *,
+        version_max: int | None = None,
+    ) -> Any:
+        """kio's reply to a request, in the newest version that both sides speak, up to a given one.
 
         Raises ConnectionError or TimeoutError where it is not known what became of the request,
         LedgerStreamError if the broker does not speak the API at all.
         """
         version = self.version(api)
+        if version_max is not None:
+            version = min(version, version_max)
         correlation_id = self.take_id()
         frame = messages.write_request(api, version, correlation_id, self.client_id, fields)
         return self.read(api, version, await self.exchange(correlation_id, [frame], timeout_ms))
@@ -146,6 +162,10 @@ class Connection(asyncio.BufferedProtocol):
             if reply is None:
                 raise ProtocolError("The peer does not answer ApiVersions as a Kafka broker does.")
         offered = {key.api_key: (key.min_version, key.max_version) for key in reply.api_keys}
+        self.features = {
+            feature.name: feature.max_version_level
+            for feature in getattr(reply, "finalized_features", ())
+        }
         for known, (low, high) in CLIENT_VERSIONS.items():
             there = offered.get(int(known))
             if there is not None and max(low, there[0]) <= min(high, there[1]):

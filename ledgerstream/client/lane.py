@@ -35,6 +35,8 @@ _NOT_APPENDED = _LOST_ORDER | frozenset({
     ErrorCode.unsupported_for_message_format, ErrorCode.unsupported_compression_type,
     ErrorCode.topic_authorization_failed, ErrorCode.cluster_authorization_failed,
     ErrorCode.not_enough_replicas, ErrorCode.leader_not_available, ErrorCode.policy_violation,
+    ErrorCode.concurrent_transactions, ErrorCode.transaction_abortable,
+    ErrorCode.invalid_txn_state, ErrorCode.transactional_id_authorization_failed,
 })  # fmt: skip
 
 
@@ -71,6 +73,8 @@ class Lane:
     next_sequence: int = 0
     acknowledged: bool = False  # the broker has a batch of this identity
     lost: bool = False  # a sequence was used up in vain: a new identity is due
+    transactional: bool = False  # a new identity comes with the next transaction, by `begin`
+    joined: bool = False  # its partition was added to the transaction (V1)
     pause_until: float = 0.0
     pause_ms: float = 0.0
     trouble: str = ""  # what went wrong last
@@ -98,6 +102,16 @@ class Lane:
             self.next_sequence = (self.next_sequence + pending.count) % SEQUENCES
         self.sent.append(pending)
         return pending
+
+    def begin(self, identity: tuple[int, int]) -> None:
+        """The next transaction. Nothing is under way, and nothing waits."""
+        assert not self.sent and not self.waiting
+        if identity != self.identity:
+            self.identity = identity
+            self.next_sequence, self.acknowledged = 0, False
+        self.lost = self.joined = False
+        self.pause_until = self.pause_ms = 0.0
+        self.trouble = ""
 
     def pause(self, now: float, first_ms: float, ms_max: float) -> None:
         """Send nothing for a while, and longer each time until something is delivered."""
@@ -183,8 +197,20 @@ class Lane:
             pending.home = False
             self.waiting.appendleft(pending)
         self.sent = []
-        if self.lost:
+        if self.lost and self.transactional:
+            self._give_up_all()
+        elif self.lost:
             self._renew()
+
+    def _give_up_all(self) -> None:
+        """The transaction can only be aborted: nothing of it is sent any more."""
+        given_up, self.waiting = self.waiting, deque()
+        for pending in given_up:
+            fate = "may or may not be" if pending.doubtful else "are not"
+            pending.settle(DeliveryTimeout(
+                f"{pending.count:,} records to {self.topic}-{self.partition} were given up, as a "
+                f"batch of their transaction failed; they {fate} in the log."
+            ))  # fmt: skip
 
     def _renew(self) -> None:
         """The next identity. What may be in the log under the old one cannot be sent again."""

@@ -5,18 +5,18 @@ KIP-664, and `abort` by the id itself, which also ends what was prepared and for
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.client.cluster import Cluster
-from ledgerstream.client.errors import check, kafka_error
+from ledgerstream.client.coordinator import Coordinator, Kind
+from ledgerstream.client.errors import check
 from ledgerstream.errors import KafkaError
 from ledgerstream.wire import messages
 from ledgerstream.wire.described import Described, read_described
 from ledgerstream.wire.versions import Api
 
-TRANSACTION = 1  # the type of coordinator
 FENCED_TIMEOUT_MS = 60_000  # of the id that `abort` leaves behind; its next producer says its own
 
 
@@ -102,6 +102,8 @@ class Transactions:
                     "transaction_timeout": FENCED_TIMEOUT_MS,
                     "producer_id": -1,
                     "producer_epoch": -1,
+                    "enable2_pc": False,
+                    "keep_prepared_txn": False,
                 },
                 broker=broker,
             )
@@ -182,18 +184,5 @@ class Transactions:
 
     async def _coordinator(self, txn_id: str) -> int:
         """The broker that decides for the id."""
-
-        async def find() -> int:
-            reply: Any = await self._cluster.call(
-                Api.FIND_COORDINATOR, {"key_type": TRANSACTION, "coordinator_keys": [txn_id]}
-            )
-            (found,) = reply.coordinators
-            if found.error_code is not ErrorCode.none:
-                raise kafka_error(found.error_code, f"The coordinator of {txn_id!r}")
-            broker: int = found.node_id
-            return broker
-
-        broker = await self._cluster.retrying(f"the coordinator of {txn_id!r}", find)
-        if broker not in self._cluster.brokers:
-            await self._cluster.look()
-        return broker
+        coordinator = Coordinator(self._cluster, Kind.TRANSACTION, txn_id)
+        return await self._cluster.retrying(f"the coordinator of {txn_id!r}", coordinator.broker)

@@ -55,7 +55,10 @@ class Producer:
         self._room = asyncio.Event()
         self._turn: dict[str, int] = {}  # topic → the partition of its last keyless record
         self._closing = False
-        self._sender = Sender(cluster, self._end)
+        self._sender = self._make_sender()
+
+    def _make_sender(self) -> Sender:
+        return Sender(self.cluster, self._end)
 
     # -- what callers do
 
@@ -225,19 +228,27 @@ class Producer:
             self._room.set()
             self._unsettled.discard(done)
             if isinstance(outcome, Exception):
+                self._failed(outcome, doubtful=pending.doubtful)
                 done.set_exception(outcome)
                 done.exception()  # a caller that was cancelled never asks
             else:
+                self._delivered()
                 done.set_result(outcome)
 
         deadline = loop.time() + self.limits.delivery_ms_max / 1000
-        lane.waiting.append(
-            Pending(body, count, base_timestamp, max_timestamp, self.codec, deadline, settle)
-        )
+        span = base_timestamp, max_timestamp
+        pending = Pending(body, count, *span, self.codec, deadline, settle)
+        lane.waiting.append(pending)
         self._buffered += size
         self._unsettled.add(done)
         self._sender.wake()
         return done
+
+    def _delivered(self) -> None:
+        """A batch is in the log."""
+
+    def _failed(self, error: Exception, *, doubtful: bool) -> None:
+        """A batch was not delivered. `doubtful`: it may be in the log, or still on its way."""
 
     def _end(self, error: LedgerStreamError) -> None:
         """The sender is over: what was gathered for it fails, and nobody waits for room."""

@@ -35,6 +35,10 @@ class Sender:
     failure:  the error that none foresaw, and that ended it.
     """
 
+    txn_id: str | None = None  # of a transactional one: see `client/transactional.py`
+    produce_version_max = hot.PRODUCE_VERSION_MAX
+    attributes = 0  # of each batch
+
     def __init__(self, cluster: Cluster, on_end: Callable[[LedgerStreamError], None]) -> None:
         self.cluster = cluster
         self.limits: Limits = cluster.limits
@@ -57,8 +61,11 @@ class Sender:
         """Where batches of a partition wait; `wake` when one more does."""
         lane = self.lanes.get((topic, partition))
         if lane is None:
-            lane = self.lanes[topic, partition] = Lane(topic, partition)
+            lane = self.lanes[topic, partition] = self._make_lane(topic, partition)
         return lane
+
+    def _make_lane(self, topic: str, partition: int) -> Lane:
+        return Lane(topic, partition)
 
     def wake(self) -> None:
         """There is something to send."""
@@ -96,7 +103,7 @@ class Sender:
             if not lane.waiting:
                 continue
             wake_at = min(wake_at, lane.waiting[0].deadline)
-            if lane.identity is None and not self._give_identity(lane):
+            if not self._may_send(lane):
                 continue
             if not lane.ready(now, self.limits.producer_inflight_max):
                 if lane.pause_until > now:
@@ -126,7 +133,7 @@ class Sender:
             if taken and size + lane.waiting[0].size > self.limits.frame_bytes_max // 2:
                 break
             pending = lane.take()
-            taken.append((lane, pending, _seal(lane, pending)))
+            taken.append((lane, pending, _seal(lane, pending, self.attributes)))
             size += pending.size
         self._in_flight[broker] = self._in_flight.get(broker, 0) + 1
         task = asyncio.ensure_future(self._request(broker, taken))
@@ -167,7 +174,7 @@ class Sender:
             lane.pause(now, self.limits.retry_first_ms, self.limits.retry_ms_max)
 
     async def _exchange(self, connection: Connection, taken: Taken, deadline: float) -> Answers:
-        version = connection.version(Api.PRODUCE)
+        version = min(connection.version(Api.PRODUCE), self.produce_version_max)
         ids = {lane.topic: self.cluster.topics[lane.topic].topic_id for lane, _, _ in taken}
         if version >= hot.PRODUCE_TOPIC_IDS and any(i is None for i in ids.values()):
             version = hot.PRODUCE_TOPIC_IDS - 1
@@ -182,6 +189,7 @@ class Sender:
             -1,
             self.limits.request_ms_max,
             [(name, ids[name], parts) for name, parts in topics.items()],
+            self.txn_id,
         )
         left_ms = math.ceil((deadline - asyncio.get_running_loop().time()) * 1000)
         timeout_ms = max(1, min(left_ms, self.limits.request_ms_max))
@@ -212,7 +220,10 @@ class Sender:
             self.failure = self.failure or error
             self._running.cancel()
 
-    def _give_identity(self, lane: Lane) -> bool:
+    def _may_send(self, lane: Lane) -> bool:
+        """Whether it has an identity; if not, one is on its way."""
+        if lane.identity is not None:
+            return True
         if self._identity is None or self._identity[0] == lane.spent_id:
             self._begin("", self._take_identity)
             return False
@@ -228,6 +239,8 @@ class Sender:
                     "transaction_timeout": self.limits.delivery_ms_max,
                     "producer_id": -1,
                     "producer_epoch": -1,
+                    "enable2_pc": False,
+                    "keep_prepared_txn": False,
                 },
             )
             if reply.error_code is not ErrorCode.none:
@@ -275,14 +288,14 @@ class Sender:
             lane.fail_all(error)
 
 
-def _seal(lane: Lane, pending: Pending) -> tuple[bytes, Buffer]:
+def _seal(lane: Lane, pending: Pending, attributes: int) -> tuple[bytes, Buffer]:
     """The batch's header for its lane's identity and its sequence, and the body as it is."""
     assert lane.identity is not None
     head = bytearray(HEADER_BYTES)
     HEADER.pack_into(
         head, 0, 0, len(pending.body) + HEADER_BYTES - batches.LOG_OVERHEAD_BYTES, -1, 2, 0,
-        pending.codec, pending.count - 1, pending.base_timestamp, pending.max_timestamp,
-        *lane.identity, pending.sequence, pending.count,
+        pending.codec | attributes, pending.count - 1, pending.base_timestamp,
+        pending.max_timestamp, *lane.identity, pending.sequence, pending.count,
     )  # fmt: skip
     crc = crc32c(pending.body, crc32c(memoryview(head)[batches.CRC_FROM :]))
     head[17:21] = crc.to_bytes(4, "big")

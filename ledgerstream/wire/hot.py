@@ -17,7 +17,7 @@ from ledgerstream.wire.messages import skip_tags
 FETCH_FLEXIBLE = 12
 FETCH_TOPIC_IDS = 13
 PRODUCE_FLEXIBLE = 9
-PRODUCE_TOPIC_IDS = 13
+PRODUCE_TOPIC_IDS = PRODUCE_VERSION_MAX = 13
 
 _I16 = struct.Struct(">h")
 _I32 = struct.Struct(">i")

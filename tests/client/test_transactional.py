@@ -1,0 +1,247 @@
+"""Our transactional producer, on our broker and on Apache Kafka: whole, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ledgerstream.broker.embedded import Broker
+from ledgerstream.client import Client, Fenced, TransactionError, transactional
+from ledgerstream.client.client import EARLIEST, LATEST
+from ledgerstream.errors import KafkaError, LedgerStreamError
+from ledgerstream.wire import batches
+from ledgerstream.wire.versions import Api
+from tests.peers.kafka import free_port
+from tests.peers.proxy import Proxy, Verdict
+
+
+@pytest.fixture(params=["V2", "V1"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As with a cluster that has the feature, and with one that has it not."""
+    if request.param == "V1":
+        monkeypatch.setattr(transactional, "V2_LEVEL", 99)
+    return str(request.param)
+
+
+async def values(client: Client, topic: str) -> list[bytes | None]:
+    """All that a reader of what is committed sees, by partition; nothing may be open."""
+    known = await client.cluster.topic(topic)
+    starts = await client.list_offsets(topic, dict.fromkeys(known.leaders, EARLIEST))
+    latest = dict.fromkeys(starts, LATEST)
+    while (ends := await client.list_offsets(topic, latest)) != (
+        await client.list_offsets(topic, latest, committed=False)
+    ):
+        pass  # decided, and its markers are on their way
+    found: dict[int, list[bytes | None]] = {p: [] for p in starts}
+    left = {p for p in starts if starts[p] < ends[p]}
+    async with client.reader(topic, {p: starts[p] for p in left}) as reader:
+        while left:
+            chunk = await reader.next()
+            if chunk is None:
+                continue
+            for at, header in batches.headers(chunk.data):
+                if not header.control:
+                    found[chunk.partition] += [
+                        r.value for r in batches.records(chunk.data, at)
+                        if chunk.start <= r.offset < ends[chunk.partition]
+                    ]  # fmt: skip
+            if chunk.next_offset >= ends[chunk.partition]:
+                left.discard(chunk.partition)
+                reader.drop(chunk.partition)
+    return [value for p in sorted(found) for value in found[p]]
+
+
+async def test_what_is_committed_is_seen_and_what_is_aborted_is_not(
+    both: Client, topic: str, kind: str
+) -> None:
+    await both.create_topic(topic, 2)
+    producer = await both.transactional(f"t-{topic}")
+    assert producer.transaction_state.v2 is (kind == "V2")
+    for number in range(6):
+        if number % 3 == 2:
+            await producer.begin()
+            await producer.send(topic, b"never", partition=number % 2)
+            await producer.abort()
+        else:
+            async with producer.transaction():
+                sends = [producer.send(topic, b"%d" % number, partition=p) for p in (0, 1)]
+                await asyncio.gather(*sends)
+    assert await values(both, topic) == [b"0", b"1", b"3", b"4"] * 2
+
+
+async def test_an_empty_transaction_is_nothing(both: Client, topic: str) -> None:
+    producer = await both.transactional(f"t-{topic}")
+    before = producer.transaction_state.identity
+    async with producer.transaction():
+        pass
+    await producer.begin()
+    await producer.abort()
+    assert producer.transaction_state.identity == before
+
+
+async def test_the_next_of_its_name_fences_a_producer(both: Client, topic: str, kind: str) -> None:
+    await both.create_topic(topic, 1)
+    old = await both.transactional(f"t-{topic}")
+    await old.begin()
+    await old.send(topic, b"old")
+    new = await both.transactional(f"t-{topic}")
+    async with new.transaction():
+        await new.send(topic, b"new")
+    with pytest.raises(Fenced):
+        await old.commit()
+    with pytest.raises(Fenced):
+        await old.begin()
+    assert await values(both, topic) == [b"new"]
+
+
+async def test_a_record_that_is_refused_dooms_its_transaction_alone(
+    both: Client, topic: str, kind: str
+) -> None:
+    await both.create_topic(topic, 2, config={"max.message.bytes": "1000"})
+    producer = await both.transactional(f"t-{topic}")
+
+    async def raising() -> None:
+        async with producer.transaction():
+            await producer.send(topic, b"small", partition=0)
+            await producer.send(topic, b"x" * 5000, partition=1)
+
+    async def passing_over() -> None:
+        async with producer.transaction():
+            sends = [producer.send(topic, b"x" * n, partition=n % 2) for n in (5001, 2)]
+            refused, _ = await asyncio.gather(*sends, return_exceptions=True)
+            assert isinstance(refused, KafkaError)
+
+    with pytest.raises(KafkaError, match="MESSAGE_TOO_LARGE"):
+        await raising()
+    with pytest.raises(TransactionError, match="aborted"):
+        await passing_over()
+    async with producer.transaction():
+        await producer.send(topic, b"after", partition=1)
+    assert await values(both, topic) == [b"after"]
+
+
+async def test_offsets_are_committed_with_what_was_made_of_them(
+    both: Client, topic: str, kind: str
+) -> None:
+    await both.create_topic(topic, 1)
+    producer, group = await both.transactional(f"t-{topic}"), f"g-{topic}"
+    async with producer.transaction():
+        await producer.send(topic, b"1")
+        await producer.send_offsets({(topic, 0): 7}, group)
+    await producer.begin()
+    await producer.send_offsets({(topic, 0): 9}, group)
+    await producer.abort()
+    async with producer.transaction():
+        await producer.send_offsets({(topic, 0): 8}, group)
+    assert await both.committed(group, [(topic, 0)]) == {(topic, 0): 8}
+
+
+async def test_nothing_is_sent_outside_of_a_transaction(client: Client, topic: str) -> None:
+    producer = await client.transactional(f"t-{topic}")
+    with pytest.raises(LedgerStreamError, match="ready, not open"):
+        await producer.send(topic, b"x")
+    await producer.begin()
+    with pytest.raises(LedgerStreamError, match="two phases"):
+        await producer.prepare()
+
+
+async def test_a_prepared_transaction_is_completed_by_a_successor(
+    client: Client, topic: str
+) -> None:
+    await client.create_topic(topic, 1)
+    for stored_well in (True, False):
+        first = await client.transactional(f"t-{topic}", two_phase=True)
+        await first.begin()
+        await first.send(topic, b"%d" % stored_well)
+        stored = await first.prepare()
+        with pytest.raises(LedgerStreamError):
+            await first.send(topic, b"too late")
+        second = await client.transactional(f"t-{topic}", two_phase=True, keep_prepared=True)
+        assert second.found == stored
+        assert await second.complete(stored if stored_well else None) is stored_well
+        async with second.transaction():
+            await second.send(topic, b"next")
+        with pytest.raises(Fenced):
+            await first.commit()
+    assert await values(client, topic) == [b"1", b"next", b"next"]
+    third = await client.transactional(f"t-{topic}", two_phase=True, keep_prepared=True)
+    assert third.found is None
+    assert not await third.complete(None)
+
+
+class Deaf(Proxy):
+    """Passes requests on and cuts the connection before their answer, `times` times an API."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(lambda: asyncio.open_connection("127.0.0.1", port))
+        self.times: dict[Api, int] = {}
+        self.cut = 0
+
+    def up(self, data: bytes) -> Verdict:
+        api = int.from_bytes(data[4:6], "big")
+        if self.times.get(api, 0) > 0:  # type: ignore[call-overload]
+            self.times[api] -= 1  # type: ignore[index]
+            self.cut += 1
+            return "mute"
+        return "pass"
+
+
+async def test_answers_that_are_lost_neither_double_nor_tear(
+    tmp_path: Path, topic: str, kind: str
+) -> None:
+    """Each request of a transaction in turn, and all of them at once."""
+    apis = [Api.PRODUCE, Api.END_TXN, Api.TXN_OFFSET_COMMIT, Api.INIT_PRODUCER_ID]
+    if kind == "V1":
+        apis += [Api.ADD_PARTITIONS_TO_TXN, Api.ADD_OFFSETS_TO_TXN]
+    port = free_port()
+    async with (
+        Deaf(port) as proxy,
+        await Broker.embedded(tmp_path, port=port, advertised_port=proxy.port),
+        await Client.connect(f"127.0.0.1:{proxy.port}") as client,
+    ):
+        await client.create_topic(topic, 1)
+        producer = await client.transactional(f"t-{topic}")
+        expected = []
+        for number, chosen in enumerate([*([api] for api in apis), apis, []]):
+            proxy.times = dict.fromkeys(chosen, 1)
+            for committed in (True, False):
+                await producer.begin()
+                await producer.send(topic, b"%d" % number)
+                await producer.send_offsets({(topic, 0): 2 * number + (not committed)}, "g")
+                await (producer.commit() if committed else producer.abort())
+            expected.append(b"%d" % number)
+            assert await values(client, topic) == expected
+            assert await client.committed("g", [(topic, 0)]) == {(topic, 0): 2 * number}
+        assert proxy.cut >= len(apis)
+
+
+async def test_a_broker_that_is_killed_in_the_middle_leaves_whole_transactions(
+    tmp_path: Path, topic: str, kind: str
+) -> None:
+    """After each answer in turn the broker is killed, and comes again."""
+    port = free_port()
+    broker = await Broker.embedded(tmp_path, port=port)
+    try:
+        async with await Client.connect(f"127.0.0.1:{port}") as client:
+            await client.create_topic(topic, 2)
+            producer, expected = await client.transactional(f"t-{topic}"), []
+            for number in range(8):
+                steps = [
+                    producer.begin,
+                    partial(producer.send, topic, b"%d" % number, partition=0),
+                    partial(producer.send, topic, b"%d" % number, partition=1),
+                    producer.abort if number % 4 == 3 else producer.commit,
+                ]
+                for at, step in enumerate(steps):
+                    await step()
+                    if at == number % 4:
+                        await broker.kill()
+                        broker = await Broker.embedded(tmp_path, port=port)
+                if number % 4 != 3:
+                    expected.append(b"%d" % number)
+            assert await values(client, topic) == expected * 2
+    finally:
+        await broker.stop()
