@@ -19,34 +19,27 @@ FILES = [
     *(HERE / "cli").glob("test_transactions.py"),
     *(HERE / "log").glob("test_*.py"),
     *(HERE / "txn").glob("test_*.py"),
+    *(HERE / "groups").glob("test_*.py"),
     *(HERE / "broker").glob("test_*.py"),
     *(HERE / "clients").glob("test_*.py"),
     *(HERE / "differential").glob("*.py"),
 ]
 
-GROUPS = "comes with consumer groups: no offsets are kept yet"
 NODES = "there is one node"
 ITEMS_ELSEWHERE: dict[int, str] = {
-    49: GROUPS,
     62: NODES,
-    72: "a marker and what a coordinator makes of it are one act (broker/shards); " + GROUPS,
     77: "there are no followers to fetch",
-    **dict.fromkeys(range(93, 103), GROUPS),
 }
 BUGS_ELSEWHERE: dict[int, str] = {
     3: "producers expire by the local clock and not while a transaction is open; replay takes "
     "whatever the log says (items 17, 20)",
     4: "an epoch is in the log or it is not: the machine is rebuilt from it (items 40, 45)",
-    9: GROUPS,
     14: "a batch whose coordinator is asked is copied before anything is awaited (broker/produce)",
-    17: GROUPS,
     18: "a late batch has an epoch that is over under V2, and needs a guard under V1 (item 91)",
     19: "repeats are known after a restart (item 18); " + NODES,
     20: "membership is durable before it is told (item 50); " + NODES,
     21: NODES,
     22: "a repeated end is answered from the id's record, which is never evicted (item 51)",
-    24: GROUPS,
-    25: GROUPS,
     27: "the broker listens only when its catalogue is caught up (broker/node)",
     28: NODES,
     29: "a client's affair",
@@ -70,15 +63,20 @@ def shown() -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     items, bugs = defaultdict(list), defaultdict(list)
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 text = ast.get_docstring(node) or ""
                 where = f"{path.relative_to(HERE)}::{node.name}"
                 for item in numbers(text, "item"):
                     items[item].append(where)
                 for bug in numbers(text, "bug"):
                     bugs[bug].append(where)
-    for title, _ in play.scenarios(HERE / "scenarios" / "transactions.txt"):
-        told = title[title.rindex("(") :]
+    titles = [
+        title
+        for name in ("transactions.txt", "groups.txt")
+        for title, _ in play.scenarios(HERE / "scenarios" / name)
+    ]
+    for title in titles:
+        told = title[title.rindex("(") :] if "(" in title else ""
         for item in numbers("items " + told.split(";")[0].strip("()"), "item"):
             items[item].append(f"scenarios: {title}")
         for bug in numbers(told, "bug"):

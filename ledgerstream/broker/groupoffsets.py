@@ -76,7 +76,7 @@ class Commit:
                 well = name is not None and 0 <= part.partition_index < partitions
                 errors.append(ErrorCode.none if well else error)
                 if well and name is not None:
-                    self.wishes.append(_wish(name, part))
+                    self.wishes.append(_wish(name, part, topic.topic_id if by_id else None))
             self.errors.append(errors)
 
     def answer(self, found: tuple[ErrorCode, ...] | ErrorCode) -> None:
@@ -102,10 +102,10 @@ def _missing_first(listed: list[Any], errors: list[ErrorCode]) -> list[Any]:
     return [listed[at] for at in order]
 
 
-def _wish(topic: str, part: Any) -> Wish:
+def _wish(topic: str, part: Any, topic_id: UUID | None) -> Wish:
     return Wish(
         topic, part.partition_index, part.committed_offset,
-        getattr(part, "committed_leader_epoch", -1), part.committed_metadata,
+        getattr(part, "committed_leader_epoch", -1), part.committed_metadata, topic_id,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
+from uuid import UUID
 
 from kio.schema.errors import ErrorCode
 
@@ -103,6 +104,7 @@ class Wish(NamedTuple):
     offset: int
     leader_epoch: int = -1
     metadata: str | None = None
+    topic_id: UUID | None = None  # where the client named its topic by it
 
 
 class Found(NamedTuple):
@@ -369,7 +371,7 @@ class GroupCoordinator:
         expires_ms = NO_TIME if retention_ms < 0 else now_ms + retention_ms
         records: list[GroupRecord] = []
         errors = []
-        for topic, partition, offset, leader_epoch, metadata in wishes:
+        for topic, partition, offset, leader_epoch, metadata, topic_id in wishes:
             if metadata is not None and len(metadata) > self._metadata_chars_max:
                 errors.append(ErrorCode.offset_metadata_too_large)
                 continue
@@ -381,7 +383,7 @@ class GroupCoordinator:
                 continue
             if expires_ms != NO_TIME:
                 leader_epoch = NO_EPOCH  # the format has either; clients of that time had none
-            kept = (offset, leader_epoch, metadata or "", now_ms, expires_ms)
+            kept = (offset, leader_epoch, metadata or "", now_ms, expires_ms, topic_id)
             records.append(OffsetCommitted(name, topic, partition, *kept))
         return Decision(tuple(records), tuple(errors))
 

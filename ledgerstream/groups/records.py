@@ -6,8 +6,8 @@ metadata string, commit time i64, in 1 alone expiry time i64. A group's: version
 generation i32, protocol and leader (null where there is none), from 2 on the time of its state i64,
 members; each has its id, from 3 on instance id, client id and host, from 1 on rebalance timeout
 i32, session timeout i32, subscription and assignment as bytes. Version 4 of both has lengths as
-varints, and tags. All are read; as Apache Kafka 4.3 does, 3 is written, and 1 of an offset that has
-an expiry time of its own.
+varints, and tags; of an offset, tag 0 is the topic's id. All are read; as Apache Kafka 4.3 does, 4
+is written of an offset (1 if it has an expiry time of its own) and 3 of a group.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
+from uuid import UUID
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.groups import consumerrecords
@@ -24,7 +25,8 @@ from ledgerstream.wire.batches import read_unsigned_varint
 NO_TIME = NO_EPOCH = -1
 TEXT_BYTES_MAX = 2**15 - 1  # of the format: no longer string can be written
 OFFSET_KEY_0, OFFSET_KEY, GROUP_KEY = 0, 1, 2
-OFFSET_VALUE, OFFSET_VALUE_EXPIRING, GROUP_VALUE, FLEXIBLE = 3, 1, 3, 4
+OFFSET_VALUE, OFFSET_VALUE_EXPIRING, GROUP_VALUE, FLEXIBLE = 4, 1, 3, 4
+TOPIC_ID_TAG, TOPIC_ID_BYTES = 0, 16
 
 
 class OffsetCommitted(NamedTuple):
@@ -38,6 +40,7 @@ class OffsetCommitted(NamedTuple):
     metadata: str = ""
     committed_ms: int = NO_TIME
     expires_ms: int = NO_TIME  # by the wish of an old client (OffsetCommit 2 to 4)
+    topic_id: UUID | None = None  # where the client named its topic by it
 
 
 class OffsetForgotten(NamedTuple):
@@ -130,12 +133,16 @@ def _offset_key(record: OffsetCommitted | OffsetForgotten) -> bytes:
 
 
 def _offset_value(record: OffsetCommitted) -> bytes:
-    metadata, committed = _text(record.metadata), _I64.pack(record.committed_ms)
-    if record.expires_ms == NO_TIME:
-        head = struct.pack(">hqi", OFFSET_VALUE, record.offset, record.leader_epoch)
-        return head + metadata + committed
-    head = struct.pack(">hq", OFFSET_VALUE_EXPIRING, record.offset)
-    return head + metadata + committed + _I64.pack(record.expires_ms)
+    committed = _I64.pack(record.committed_ms)
+    if record.expires_ms != NO_TIME:
+        head = struct.pack(">hq", OFFSET_VALUE_EXPIRING, record.offset) + _text(record.metadata)
+        return head + committed + _I64.pack(record.expires_ms)
+    head = struct.pack(">hqi", OFFSET_VALUE, record.offset, record.leader_epoch)
+    metadata = record.metadata.encode()
+    tags = b"\x00"
+    if record.topic_id is not None:
+        tags = bytes((1, TOPIC_ID_TAG, TOPIC_ID_BYTES)) + record.topic_id.bytes
+    return head + _varint(len(metadata) + 1) + metadata + committed + tags
 
 
 def _read_offset(group: str, topic: str, partition: int, value: bytes) -> OffsetCommitted | None:
@@ -148,9 +155,11 @@ def _read_offset(group: str, topic: str, partition: int, value: bytes) -> Offset
     leader_epoch = found.i32() if version >= 3 else NO_EPOCH
     metadata, committed_ms = found.text(), found.i64()
     expires_ms = found.i64() if version == OFFSET_VALUE_EXPIRING else NO_TIME
+    topic_id = found.tags().get(TOPIC_ID_TAG)
     return OffsetCommitted(
-        group, topic, partition, offset, leader_epoch, metadata, committed_ms, expires_ms
-    )
+        group, topic, partition, offset, leader_epoch, metadata, committed_ms, expires_ms,
+        None if topic_id is None else UUID(bytes=topic_id),
+    )  # fmt: skip
 
 
 # groups
@@ -190,7 +199,7 @@ def _read_member(found: _Reader, version: int) -> MemberMetadata:
     rebalance_ms = found.i32() if version >= 1 else NO_TIME
     session_ms = found.i32()
     subscription, assignment = found.content(), found.content()
-    found.skip_tags()
+    found.tags()
     return MemberMetadata(
         member_id, instance_id, client_id, client_host,
         session_ms if rebalance_ms == NO_TIME else rebalance_ms, session_ms, subscription,
@@ -213,6 +222,15 @@ def _text(text: str) -> bytes:
 
 def _text_or_null(text: str | None) -> bytes:
     return _I16.pack(-1) if text is None else _text(text)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append((value & 0x7F) | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 class _Reader:
@@ -249,13 +267,10 @@ class _Reader:
     def count(self) -> int:
         return max(self._size(self.i32), 0)
 
-    def skip_tags(self) -> None:
+    def tags(self) -> dict[int, bytes]:
         if not self.flexible:
-            return
-        count = self._varint()
-        for _ in range(count):
-            self._varint()
-            self._take(self._varint())
+            return {}
+        return {self._varint(): self._take(self._varint()) for _ in range(self._varint())}
 
     def _size(self, fixed: Callable[[], int]) -> int:
         return self._varint() - 1 if self.flexible else fixed()

@@ -268,7 +268,7 @@ def test_librdkafka_reads_processes_and_writes_exactly_once(our_broker: Broker, 
 async def test_aiokafka_reads_processes_and_writes_exactly_once(
     our_broker: Broker, topic: str
 ) -> None:
-    """Items 97, 100: TxnOffsetCommit of version 0, without a member."""
+    """Item 97: TxnOffsetCommit of version 0, without a member."""
     address, out = our_broker.address, topic + "-out"
     await asyncio.to_thread(filled, address, topic, out)
     reader = aiokafka.AIOKafkaConsumer(
@@ -390,7 +390,7 @@ def test_verifiable_consumer_and_the_command_of_groups(our_broker: Broker, topic
 
     first = consume(RECORDS // 2)
     assert consumed(first) == RECORDS // 2
-    second = consume(RECORDS // 2, "--group-instance-id", "i")
+    second = consume(RECORDS // 2, "--group-instance-id", "i", "--session-timeout", "6000")
     assert consumed(second) == RECORDS // 2
     commits = [e for e in second if e["name"] == "offsets_committed"]
     assert commits and all(event["success"] for event in commits)

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from ledgerstream.broker.embedded import Broker
+from ledgerstream.groups import GroupCodec
 from ledgerstream.wire import batches
 from tests.differential import (  # noqa: F401 - their scenarios are among them
     consumergroups,
@@ -82,6 +83,28 @@ def test_as_apache_kafka(our_broker: Broker, apache_kafka: ApacheKafka, name: st
         if ours[step] != theirs[step] and (name, step) not in EXPLAINED
     }
     assert different == {}
+
+
+@pytest.mark.slow
+def test_records_of_groups_are_written_as_apache_kafka_writes_them(
+    apache_kafka: ApacheKafka,
+) -> None:
+    """Byte for byte: what it wrote is read, and written again."""
+    scenarios = ("group_offsets_in_every_version", "group_rebalances", "group_deletion")
+    with Raw(apache_kafka.address) as raw:
+        for name in scenarios:
+            list(SCENARIOS[name](raw, f"{name}-{next(_numbers)}-bytes"))
+    codec, seen = GroupCodec(), set()
+    for file in (apache_kafka.directory / "data").glob("__consumer_offsets-*/*.log"):
+        data = file.read_bytes()
+        for at, header in batches.headers(data):
+            for record in () if header.control else batches.records(data, at):
+                assert record.key is not None
+                found = codec.decode(record.key, record.value)
+                assert found is not None
+                assert codec.encode(found) == (record.key, record.value)
+                seen.add(type(found).__name__)
+    assert seen == {"OffsetCommitted", "OffsetForgotten", "GroupMetadata", "GroupForgotten"}
 
 
 def test_what_is_explained_exists() -> None:

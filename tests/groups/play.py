@@ -72,6 +72,35 @@ class Log:
         self.entries.append((origin, committed))
         return origin
 
+    def compacted(self) -> Log:
+        """As a cleaner leaves it, which never passes the last stable offset: below that what was
+        aborted is gone, and of each key the last record is there; markers stay."""
+        fates: dict[int, bool | None] = {}  # offset → whether its transaction was committed
+        opened: dict[int, list[int]] = {}
+        for entry in self.entries:
+            offset, producer_id = entry[0]
+            if len(entry) == 2:
+                fates.update(dict.fromkeys(opened.pop(producer_id, ()), entry[1]))
+            elif producer_id >= 0:
+                opened.setdefault(producer_id, []).append(offset)
+                fates[offset] = None
+            else:
+                fates[offset] = True
+        stable = min((at for at, fate in fates.items() if fate is None), default=len(self.entries))
+        last = {
+            entry[1]: entry[0].offset
+            for entry in self.entries[:stable]
+            if len(entry) == 3 and fates[entry[0].offset]
+        }
+        kept = Log()
+        kept.entries = [
+            entry for entry in self.entries
+            if len(entry) == 2
+            or entry[0].offset >= stable
+            or last.get(entry[1]) == entry[0].offset
+        ]  # fmt: skip
+        return kept
+
     def replayed(self, rules: Rules = RULES) -> GroupCoordinator:
         machine = GroupCoordinator(FakeTopics(), rules, metadata_chars_max=CHARS_MAX)
         for entry in self.entries:

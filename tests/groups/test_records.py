@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from uuid import UUID
 
 import pytest
 
@@ -30,7 +31,8 @@ def text(value: str | None) -> bytes:
 
 def test_every_field_comes_back() -> None:
     for record in (
-        OFFSET, OFFSET._replace(expires_ms=9, leader_epoch=-1), OffsetForgotten("g", "t", 3), GROUP,
+        OFFSET, OFFSET._replace(expires_ms=9, leader_epoch=-1), OffsetForgotten("g", "t", 3),
+        OFFSET._replace(topic_id=UUID(int=7)), OFFSET._replace(metadata="é" * 4096), GROUP,
         GROUP._replace(protocol=None, leader=None, members=(), protocol_type=""),
         GroupForgotten("g"),
     ):  # fmt: skip
@@ -40,7 +42,11 @@ def test_every_field_comes_back() -> None:
 def test_what_is_written_is_what_kafka_writes() -> None:
     key, value = CODEC.encode(OFFSET._replace(group="g"))
     assert key == b"\x00\x01" + text("g") + text("t") + b"\x00\x00\x00\x03"
-    assert value == struct.pack(">hqi", 3, 2**40, 7) + text("note") + struct.pack(">q", 111)
+    assert value == struct.pack(">hqi", 4, 2**40, 7) + b"\x05note" + struct.pack(">q", 111) + b"\0"
+    _, value = CODEC.encode(OFFSET._replace(topic_id=UUID(int=7)))
+    assert value is not None and value.endswith(b"\x01\x00\x10" + bytes(15) + b"\x07")
+    _, value = CODEC.encode(OFFSET._replace(expires_ms=222))
+    assert value == struct.pack(">hq", 1, 2**40) + text("note") + struct.pack(">qq", 111, 222)
     key, value = CODEC.encode(GROUP)
     assert key == b"\x00\x02" + text("g")
     assert value is not None
