@@ -30,10 +30,7 @@ async def find(node: Node, exchange: Exchange) -> None:
 async def _find(node: Node, kind: int, key: str) -> dict[str, Any]:
     if kind not in TOPICS:  # share groups are not served here
         return _refused(ErrorCode.invalid_request, f"Unknown coordinator type {kind}.")
-    shards = node.coordinators.get(TOPICS[kind])
-    if shards is None:  # of groups: librdkafka asks even where it only assigns, and goes on
-        error = ErrorCode.coordinator_not_available
-        return _refused(error, f"{TOPICS[kind]} is not served by this broker.")
+    shards = node.coordinators[TOPICS[kind]]
     await shards.create()
     if shards.of(shards.partition_of(key)) is None:
         return _refused(ErrorCode.coordinator_not_available, "Its topic cannot be created now.")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from kio.schema.errors import ErrorCode
 
-from ledgerstream.broker.coordinators import GROUP, TOPICS
 from ledgerstream.broker.patterns import matching
 from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.transactions import V1, V2
@@ -154,12 +153,10 @@ def _by_topic(topics: Any, errors: dict[tuple[str, int], ErrorCode]) -> list[dic
 async def add_offsets(node: Node, exchange: Exchange) -> None:
     """The transaction is about to commit offsets of a group: its partition is added."""
     request = exchange.message
-    groups = node.coordinators.get(TOPICS[GROUP])
+    groups = node.groups.shards
     txn_id = request.transactional_id
     if not txn_id:
         error = ErrorCode.invalid_request
-    elif groups is None:
-        error = ErrorCode.coordinator_not_available
     else:
         await groups.create()
         where = (groups.topic, groups.partition_of(request.group_id))

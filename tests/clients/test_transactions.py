@@ -146,10 +146,8 @@ def test_kafka_python(our_broker: Broker, topic: str) -> None:
 PATCHED = """
 import sys
 import ledgerstream.broker.apiversions as told
-if sys.argv.pop() == "v2":
-    name = {"name": "transaction.version"}
-    told._FINALIZED = [{**name, "max_version_level": 2, "min_version_level": 2}]
-    told._SUPPORTED = [{**name, "min_version": 0, "max_version": 2}]
+if sys.argv.pop() == "v1":
+    told._FINALIZED, told._SUPPORTED = [], []
 from ledgerstream.broker.run import main
 main()
 """
@@ -161,7 +159,7 @@ main()
 def test_java_writes_transactions_with_five_requests_in_flight(
     tmp_path: Path, version: str
 ) -> None:
-    """Items 15, 92. V2 without offsets, so the feature is put in by the test."""
+    """Items 15, 92. For V1 the feature is taken away by the test."""
     broker = subprocess.Popen(
         [sys.executable, "-c", PATCHED, "--report", f"--data-dir={tmp_path}", "--port=0", version],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
