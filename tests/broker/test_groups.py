@@ -304,12 +304,14 @@ async def test_a_clean_stop_answers_who_is_parked(tmp_path: Path) -> None:
         waiting = asyncio.create_task(asyncio.to_thread(waits))
         shard = await node.groups.shards.find("g")
         assert not isinstance(shard, ErrorCode)
-        async with asyncio.timeout(20):
-            while not list(shard.machine.parked()):
-                await asyncio.sleep(0.005)
+
+        def waits_for_a() -> bool:
             group = shard.machine.classic("g")
-            assert group is not None
-            while group.phase is not Phase.PREPARING:
+            again = group is not None and (group.phase, group.generation) == (Phase.PREPARING, 1)
+            return again and bool(list(shard.machine.parked()))
+
+        async with asyncio.timeout(20):
+            while not waits_for_a():
                 await asyncio.sleep(0.005)
     assert (await waiting)["error_code"] == "not_coordinator"
     assert time.monotonic() - began < 20
