@@ -86,7 +86,7 @@ def test_as_apache_kafka(our_broker: Broker, apache_kafka: ApacheKafka, name: st
 
 
 @pytest.mark.slow
-def test_records_of_groups_are_written_as_apache_kafka_writes_them(
+def test_records_of_classic_groups_are_written_as_apache_kafka_writes_them(
     apache_kafka: ApacheKafka,
 ) -> None:
     """Byte for byte: what it wrote is read, and written again."""
@@ -100,6 +100,8 @@ def test_records_of_groups_are_written_as_apache_kafka_writes_them(
         for at, header in batches.headers(data):
             for record in () if header.control else batches.records(data, at):
                 assert record.key is not None
+                if record.key[:2] > b"\x00\x02":
+                    continue  # of next-generation groups
                 found = codec.decode(record.key, record.value)
                 assert found is not None
                 assert codec.encode(found) == (record.key, record.value)
