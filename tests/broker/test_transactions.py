@@ -72,7 +72,7 @@ def test_the_feature_is_advertised_only_with_all_that_it_takes(our_broker: Broke
     with Raw(our_broker.address) as raw:
         reply = raw.ask(Api.API_VERSIONS, 3, **LEAST[Api.API_VERSIONS])
     levels = {each["name"]: each["max_version_level"] for each in reply["finalized_features"]}
-    assert levels == ({"transaction.version": 2} if whole else {})
+    assert levels.get("transaction.version") == (2 if whole else None)
 
 
 @pytest.mark.parametrize("v2", [False, True])
