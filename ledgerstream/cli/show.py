@@ -165,7 +165,7 @@ def state_kinds(processor: Any, name: str) -> dict[str, str]:
     """Of a declared state: column → "time", "duration", or the currency of money and its sums."""
     from ledgerstream.stream.durations import duration_text
     from ledgerstream.stream.state import ArenaSpec, KeyedSpec
-    from ledgerstream.stream.windows import WindowSpec
+    from ledgerstream.stream.windowstate import WindowSpec
 
     spec, event = processor.states[name], event_kinds(processor.source.event)
     found = {"newest": "time", "start": "time"}

@@ -5,13 +5,13 @@ Postgres in one transaction. Never talks to a broker's insides: it reads the log
 
 Read in this order. What a user writes: `processor`, `tables`, `kernels`. The pure half: `batch`,
 `state` over `keyed` (rows behind a hash index, with undo and digest) and `arena` (sliding windows,
-over `arenakernels`), `windows` by watermark over `windowkernels` (`reports`: events that are
-corrected and cancelled, `reported` over `reportkernels`), `pgcopy` and `newest`, and `machine`, one
-partition's step. The edge: `source` (log to columns), `sink` (claims and the transaction of a step;
-`schema` has its tables, `faults` what can go wrong), `snapshots` (a `snapshot` in `pages`, of which
-those that changed are written) and `restore`. What moves it: `worker`, then `streaming`,
-`committer`, `lookout`, `snapshotter` and `partitions`. Beside them: `postgres` and its `keeper`,
-`version`, `warm`, and `single`, the `on_event` style.
+over `arenakernels`), `windows` by watermark, kept in `windowstate` over `windowkernels`
+(`reports`: events that are corrected and cancelled, `reported` over `reportkernels`), `pgcopy` and
+`newest`, and `machine`, one partition's step. The edge: `source` (log to columns), `sink` (claims
+and the transaction of a step; `schema` has its tables, `faults` what can go wrong), `snapshots` (a
+`snapshot` in `pages`, of which those that changed are written) and `restore`. What moves it:
+`worker`, then `streaming`, `committer`, `lookout`, `snapshotter` and `partitions`. Beside them:
+`postgres` and its `keeper`, `version`, `warm`, and `single`, the `on_event` style.
 
 Those who try, prove and watch: `trial` (a data frame in, frames out), `verify` over `replay`,
 `pgread` and `compare`, `explain`; `watch` writes for `status` what a worker sees; `retry` brings

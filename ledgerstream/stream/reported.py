@@ -13,7 +13,7 @@ from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.keyed import KeyRows
 from ledgerstream.stream.reports import ReportKind, Reports
 from ledgerstream.stream.state import BadEvents, Dump
-from ledgerstream.stream.windows import Changes, WindowSpec, WindowState
+from ledgerstream.stream.windowstate import Changes, WindowSpec, WindowState
 
 
 class ReportedWindows(WindowState):

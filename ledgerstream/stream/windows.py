@@ -26,24 +26,22 @@ depends on the events before it alone, never on batches.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ledgerstream.errors import ConfigError
 from ledgerstream.events import Int32, Timestamp
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import windowkernels as kernels
-from ledgerstream.stream.arenakernels import OVERFLOW, TIME_LIMIT
-from ledgerstream.stream.batch import Batch
+from ledgerstream.stream.arenakernels import TIME_LIMIT
 from ledgerstream.stream.durations import duration_ns
-from ledgerstream.stream.keyed import KeyRows
 from ledgerstream.stream.reports import Reports
-from ledgerstream.stream.state import BadEvents, Declaration, Dump, Key
+from ledgerstream.stream.state import Declaration
 from ledgerstream.stream.tables import Rows, Table
+from ledgerstream.stream.windowstate import Aggregate, Changes, WindowColumn, WindowSpec
 
 if TYPE_CHECKING:
     from ledgerstream.stream.processor import Topic
@@ -51,15 +49,6 @@ if TYPE_CHECKING:
 Duration = str | dt.timedelta
 _OWN = ("event", "start", "width", "version", "final", "new", "dropped", "key", "columns",
         "unmatched")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """What a window keeps of its events; made by `First`, `Sum` and so on."""
-
-    op: int
-    column: str | None = None
-    weight: str | None = None
 
 
 def First(column: str) -> Aggregate:
@@ -216,98 +205,6 @@ class Tumbling(Hopping):
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class WindowColumn:
-    """A declared column; `dtype` of the values that it picks, None for sums, counts and means."""
-
-    name: str
-    kept: Aggregate
-    dtype: np.dtype | None
-
-    @property
-    def words(self) -> int:
-        """Of a row that it takes: a mean's sum has two, the weights a third."""
-        return {kernels.COUNT: 0, kernels.MEAN: 2, kernels.WEIGHTED: 3}.get(self.kept.op, 1)
-
-
-@dataclass(frozen=True)
-class WindowSpec:
-    """A checked `Tumbling` or `Hopping`: columns by name, lengths in ns."""
-
-    key: Key
-    time: str
-    over_ns: tuple[int, ...]
-    every_ns: tuple[int, ...]
-    delay_ns: int
-    late_ns: int
-    columns: tuple[WindowColumn, ...]
-    reports: Reports | None = None
-
-    @property
-    def by(self) -> str:
-        return self.key.name
-
-    def open(self, name: str) -> WindowState:
-        if self.reports is None:
-            return WindowState(name, self)
-        from ledgerstream.stream.reported import ReportedWindows
-
-        return ReportedWindows(name, self, self.reports)
-
-    def stored(self) -> list[object]:
-        """The declaration as far as stored bytes depend on it."""
-        kept = [[c.name, c.kept.op, c.kept.column, c.kept.weight] for c in self.columns]
-        return [
-            "windows", *self.key.stored, self.time, list(self.over_ns), list(self.every_ns),
-            self.delay_ns, self.late_ns, kept,
-            *([] if self.reports is None else [self.reports.stored()]),
-        ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What a batch did to windows: rows [n] in the order of the events that caused them.
-
-    Each final version that the batch caused; then, of windows that it touched and that are open at
-    its end, how they stand: version 1, not final.
-
-    event:    int64[n], the index of the event in the batch.
-    key:      int64[n] or bytes[n]; also under the name of the key's column.
-    start:    int64[n], ns since 1970 UTC; `width`: int64[n], ns.
-    version:  int32[n], 1 and up. `final`: bool[n].
-    new:      bool[n], whether no batch before has shown that version of the window.
-    dropped:  int64[lengths of `over`], how often an event came too late for a window of that
-              length, since the beginning.
-    unmatched: how often a report was left out that names nothing, since the beginning.
-    The aggregates are attributes too, under their names.
-    """
-
-    event: np.ndarray
-    start: np.ndarray
-    width: np.ndarray
-    version: np.ndarray
-    final: np.ndarray
-    new: np.ndarray
-    dropped: np.ndarray
-    by: str
-    columns: Mapping[str, np.ndarray]
-    unmatched: int = 0
-
-    def __len__(self) -> int:
-        return len(self.event)
-
-    @property
-    def key(self) -> np.ndarray:
-        return self.columns[self.by]
-
-    def __getattr__(self, name: str) -> np.ndarray:
-        columns = self.__dict__.get("columns", {})
-        if name not in columns:
-            raise AttributeError(f"these windows have no column {name!r}; {', '.join(columns)}")
-        column: np.ndarray = columns[name]
-        return column
-
-
 class WindowTable(Table):
     """Base of tables of windows: a row a version of each window, by start, width, version and key.
 
@@ -344,189 +241,3 @@ class WindowTable(Table):
         wanted = {name: value for name, value in given.items() if name in cls.result_columns()}
         rows = cls._of_events("versions", changes.event, {**wanted, **columns})
         return replace(rows, new=changes.new)
-
-
-class WindowState:
-    """Windows of one partition. Frames as in `KeyRows`."""
-
-    LINKS = kernels.LINKS
-    COUNTERS = 0  # words of the clock besides
-
-    def __init__(self, name: str, spec: WindowSpec) -> None:
-        self._spec = spec
-        key_words = max(spec.key.words, 1)
-        self._at = 1 + key_words + 2  # the first word after key, start and width
-        places, words = [], kernels.AGGREGATES
-        for column in spec.columns:
-            places.append(words)
-            words += column.words
-        content = self._at + words
-        self._rows = KeyRows(name, content + self.LINKS, content, 1, key_words + 2)
-        # One row: 0 · whether there was an event · the greatest time · dropped, a width.
-        clock_words = 3 + len(spec.over_ns) + self.COUNTERS
-        self._clock = KeyRows(f"{name} clock", clock_words, clock_words)
-        self._over = np.array(spec.over_ns, np.int64)
-        self._every = np.array(spec.every_ns, np.int64)
-        self._each = int((-(-self._over // self._every)).sum())  # windows of an event
-        lives = (self._over + spec.delay_ns + spec.late_ns) // self._every + 2
-        self._slots = np.array([1 << int(life - 1).bit_length() for life in lives], np.int64)
-        self._ring_at = np.cumsum(self._slots) - self._slots
-        self._rings = np.zeros(int(self._slots.sum()), np.int64)
-        used = [c for column in spec.columns for c in (column.kept.column, column.kept.weight)]
-        self._used = sorted({name for name in used if name is not None})
-        index = {name: at for at, name in enumerate(self._used)} | {None: 0}
-        self._ops = np.array([column.kept.op for column in spec.columns], np.int64)
-        self._columns = np.array([index[c.kept.column] for c in spec.columns], np.int64)
-        self._weights = np.array([index[c.kept.weight] for c in spec.columns], np.int64)
-        self._places = np.array(places, np.int64)
-        self._calls = 0  # of `add`
-
-    def __len__(self) -> int:
-        """Windows that are kept."""
-        return self._rows.live
-
-    @property
-    def watermark(self) -> int | None:
-        """The greatest event time less `delay`, ns; None before the first event."""
-        clock = self._clock.dump()
-        return int(clock[0, 2]) - self._spec.delay_ns if len(clock) and clock[0, 1] else None
-
-    def add(self, batch: Batch) -> Changes:
-        """Apply the events of a batch in order; what became of the windows.
-
-        Raises BadEvents for the event whose sum does not fit its words or whose time is beyond the
-        year 2116.
-        """
-        spec = self._spec
-        n = len(batch)
-        times = batch[spec.time].astype(np.int64, copy=False)
-        keys = spec.key.of(batch[spec.by]).reshape(n, -1)
-        clock = self._clock.rows[self._clock.resolve(np.zeros(1, np.int64))[0]]
-        seen, greatest = bool(clock[1]), int(clock[2])
-        events = np.empty(n * self._each, np.int64)
-        windows = np.empty((n * self._each, keys.shape[1] + 2), np.int64)
-        pairs, status, at = kernels.assign(
-            times, keys, seen, greatest, spec.delay_ns, spec.late_ns, self._over, self._every,
-            events, windows, clock[3:],
-        )  # fmt: skip
-        if status:
-            raise BadEvents([int(batch.offset[at])], f"{spec.time!r} is out of range for a window.")
-        events = events[:pairs]
-        row = self._rows.resolve(windows[:pairs])
-        values = np.empty((max(len(self._used), 1), n), np.int64)
-        for into, name in zip(values, self._used, strict=False):
-            into[:] = batch[name]
-        most = self._rows.live + pairs
-        out = np.empty((most + pairs, self._rows.content), np.int64)
-        out_event, expired = np.empty(most + pairs, np.int64), np.empty(most, np.int64)
-        out_new = np.empty(most + pairs, np.bool_)
-        self._calls += 1
-        finals, made, gone, greatest, status, at = kernels.accumulate(
-            times, events, row, self._rows.rows, self._at, seen, greatest, spec.delay_ns,
-            spec.late_ns, self._over, self._every, self._rings, self._ring_at, self._slots,
-            self._ops, values, self._columns, self._weights, self._places, out, out_event, out_new,
-            expired, self._calls,
-        )  # fmt: skip
-        if status == OVERFLOW:
-            raise BadEvents([int(batch.offset[at])], "a sum of its window no longer fits.")
-        clock[1], clock[2] = 1, greatest
-        self._rows.remove(expired[:gone].copy())
-        order = self._ordered(out[:finals], out_event[:finals], made)
-        order = order[np.argsort(out_event[order], kind="stable")]
-        final, new = order < finals, out_new[order]
-        return self._changes(out[order], out_event[order], final, new, clock[3:].copy())
-
-    def _ordered(self, finals: np.ndarray, event: np.ndarray, made: int) -> np.ndarray:
-        """Final rows by event, width, end and key; then those that are open."""
-        keys = [finals[:, word] for word in range(self._at - 3, 0, -1)]
-        start, width = finals[:, self._at - 2], finals[:, self._at - 1]
-        return np.concatenate(
-            [np.lexsort((*keys, start, width, event)), np.arange(len(event), made)]
-        )
-
-    def _changes(
-        self,
-        rows: np.ndarray,
-        event: np.ndarray,
-        final: np.ndarray,
-        new: np.ndarray,
-        dropped: np.ndarray,
-    ) -> Changes:
-        at = self._at
-        columns = {self._spec.by: self._spec.key.read(rows[:, 1:], 0).astype(self._spec.key.dtype)}
-        for column, place in zip(self._spec.columns, self._places, strict=True):
-            columns[column.name] = self._read(rows, column, at + int(place))
-        return Changes(
-            event,
-            rows[:, at - 2].copy(),
-            self._over[rows[:, at - 1]],
-            (rows[:, at + kernels.CORRECTIONS] + 1).astype(np.int32),
-            final,
-            new,
-            dropped,
-            self._spec.by,
-            columns,
-        )
-
-    def _read(self, rows: np.ndarray, column: WindowColumn, place: int) -> np.ndarray:
-        if column.kept.op == kernels.COUNT:
-            return rows[:, self._at + kernels.EVENTS].copy()
-        if column.words == 1:
-            return rows[:, place].astype(column.dtype or np.int64)
-        weight = place + 2 if column.words == 3 else self._at + kernels.EVENTS
-        low, high, by = (rows[:, word].copy() for word in (place, place + 1, weight))
-        result = np.empty(len(rows), np.float64)
-        kernels.means(low, high, by, result)
-        return result
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """The content for people: a row a window that is kept. Copies."""
-        rows = self._rows.dump()
-        clock = self._clock.dump()
-        greatest = int(clock[0, 2]) if len(clock) else 0
-        final = rows[:, self._at - 2] + self._over[rows[:, self._at - 1]]
-        final = final <= greatest - self._spec.delay_ns
-        zeros = np.zeros(len(rows), np.int64)
-        found = self._changes(rows, zeros, final, zeros > 0, clock[:, 3:].ravel())
-        own = {"start": found.start, "width": found.width, "version": found.version}
-        return {self._spec.by: found.key, **own, "final": final, **found.columns}
-
-    def digests(self) -> list[np.ndarray]:
-        return [self._rows.digest, self._clock.digest]
-
-    def begin(self, events: int) -> None:
-        room = LIMITS.state_keys_per_event_max
-        self._rows.begin(-(-max(events, 1) * self._each // room))
-        self._clock.begin(1)
-
-    def seal(self) -> None:
-        self._rows.seal()
-        self._clock.seal()
-
-    def forget(self) -> None:
-        self._rows.forget()
-        self._clock.forget()
-
-    def rollback(self) -> None:
-        self._rows.rollback()
-        self._clock.rollback()
-        self._relink()
-
-    def dump(self) -> Dump:
-        return {"rows": self._rows.dump(), "clock": self._clock.dump()}
-
-    def freeze(self) -> Callable[[], Dump]:
-        rows, clock = self._rows.freeze(), self._clock.dump()
-        return lambda: {"rows": rows(), "clock": clock}
-
-    def load(self, dump: Dump) -> None:
-        self._rows.load(dump["rows"])
-        self._clock.load(dump["clock"])
-        self._relink()
-
-    def _relink(self) -> None:
-        live = self._rows.live_rows()
-        kernels.relink(
-            self._rows.rows, live, self._rows.content, self._at, self._every, self._rings,
-            self._ring_at, self._slots,
-        )  # fmt: skip

@@ -26,7 +26,7 @@ from ledgerstream.errors import ConfigError
 from ledgerstream.stream import keyed
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.state import BadEvents
-from ledgerstream.stream.windows import Changes
+from ledgerstream.stream.windowstate import Changes
 from tests.stream.test_windows import KEPT, listed, result, same
 
 DELAY, LATE = 4, 15

@@ -36,7 +36,7 @@ from ledgerstream.stream import keyed, windowkernels
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.pgcopy import encode
 from ledgerstream.stream.state import BadEvents
-from ledgerstream.stream.windows import Changes
+from ledgerstream.stream.windowstate import Changes
 
 DELAY, LATE = 4, 15
 
