@@ -58,7 +58,7 @@ class Limits:
     coordinator_load_wait_ms: int = 2_000  # a request waits so long for its coordinator to load
     group_session_ms_min: int = 6_000  # Kafka's group.min.session.timeout.ms
     group_session_ms_max: int = 1_800_000  # Kafka's group.max.session.timeout.ms
-    group_initial_rebalance_delay_ms: int = 3_000  # an empty group waits so long for more members
+    group_delay_ms: int = 3_000  # Kafka's group.initial.rebalance.delay.ms
     group_new_member_ms: int = 300_000  # a member that joins anew, and may be gone, is kept so long
     group_members_max: int = 10_000  # of one group, and ids given to those that are about to join
     consumer_session_ms: int = 45_000  # Kafka's group.consumer.session.timeout.ms
@@ -67,7 +67,7 @@ class Limits:
     consumer_hurry_ms: int = 100  # of a member that is on its way to what it is to have
     group_metadata_bytes_max: int = 16 * MIB  # subscriptions and assignments of one group
     offset_metadata_chars_max: int = 4_096  # Kafka's offset.metadata.max.bytes, which counts chars
-    offsets_retention_minutes: int = 10_080  # Kafka's offsets.retention.minutes
+    offsets_kept_hours: int = 168  # Kafka's offsets.retention.minutes, 10,080
     offsets_expiry_check_ms: int = 600_000  # Kafka's offsets.retention.check.interval.ms
     fetch_sessions_max: int = 1_000  # Kafka's max.incremental.fetch.session.cache.slots
     shutdown_ms_max: int = 30_000  # a clean stop takes no longer

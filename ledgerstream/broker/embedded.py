@@ -52,7 +52,7 @@ class Broker:
             "port": port,
             "auto_create_topics": auto_create_topics,
             "two_phase_commit": True,
-            "group_initial_rebalance_delay_ms": 0,
+            "group_delay_ms": 0,
             "log_format": "json",
             **settings,
         }

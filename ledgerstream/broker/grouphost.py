@@ -38,7 +38,7 @@ log = structlog.get_logger("broker")
 TOPIC = "__consumer_offsets"
 GroupShard = Shard[GroupCoordinator, GroupRecord]
 Answer = Joined | Synced | ErrorCode
-MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
 
 
 class Parked:
@@ -65,7 +65,7 @@ class Groups:
     def __init__(self, node: Node) -> None:
         limits, settings = node.limits, node.settings
         rules = Rules(
-            settings.group_initial_rebalance_delay_ms, limits.group_new_member_ms,
+            settings.group_delay_ms, limits.group_new_member_ms,
             limits.group_members_max, limits.group_metadata_bytes_max,
         )  # fmt: skip
         modern = ConsumerRules(limits.consumer_session_ms, limits.group_members_max)
@@ -174,7 +174,7 @@ class Groups:
         """Forget old offsets and groups: each coordinator in its turn, not all at once."""
         limits = self._node.limits
         every_ms = limits.offsets_expiry_check_ms
-        retention_ms = self._node.settings.offsets_retention_minutes * MINUTE_MS
+        retention_ms = self._node.settings.offsets_kept_hours * HOUR_MS
         for shard in self.shards:
             apart_ms = every_ms * (shard.index + 1) // limits.coordinator_partitions
             at_ms = self._expiry_at_ms.setdefault(shard.index, now_ms + apart_ms)

@@ -51,14 +51,14 @@ class Settings(BaseSettings):
         description="allow transactions without timeout, which a client prepares and completes "
         "after it has decided elsewhere (KIP-939)",
     )
-    group_initial_rebalance_delay_ms: int = Field(
-        default=LIMITS.group_initial_rebalance_delay_ms,
+    group_delay_ms: int = Field(
+        default=LIMITS.group_delay_ms,
         ge=0,
         description="an empty consumer group waits so long for more members before its first "
         "rebalance; embedded brokers, whose consumers come one at a time, have 0",
     )
-    offsets_retention_minutes: int = Field(
-        default=LIMITS.offsets_retention_minutes,
+    offsets_kept_hours: int = Field(
+        default=LIMITS.offsets_kept_hours,
         ge=1,
         description="a group's offsets are forgotten so long after its last member has gone",
     )

@@ -57,6 +57,16 @@ def broker(
             help="Allow transactions without timeout, which clients prepare (KIP-939). \\[no]",
         ),
     ] = None,
+    group_delay_ms: Annotated[
+        int | None,
+        typer.Option(help="An empty group waits so long for more members. \\[3000]"),
+    ] = None,
+    offsets_kept_hours: Annotated[
+        int | None,
+        typer.Option(
+            help="A group's offsets are kept so long after its last member has gone. \\[168]"
+        ),
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Prometheus metrics and /healthz; 0 takes a free port.")
     ] = None,

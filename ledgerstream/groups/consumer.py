@@ -382,7 +382,7 @@ class ConsumerGroup:
         if epoch > target_epoch:
             targets = self._assign(members, regexes, member, target)
             records += self._target_records(targets, member.member_id, target)
-            records.append(TargetEpoch(self.name, epoch))
+            records.append(TargetEpoch(self.name, epoch, now_ms))
             target, target_epoch = targets[member.member_id], epoch
         after = reconcile(
             current,

@@ -91,6 +91,7 @@ class Member(NamedTuple):
 class TargetEpoch(NamedTuple):
     group: str
     epoch: int
+    assigned_ms: int = 0  # when it was made
 
 
 class Target(NamedTuple):
@@ -109,7 +110,7 @@ class Current(NamedTuple):
     state: MemberState = MemberState.STABLE
     assigned: Assignment = NOTHING
     revoking: Assignment = NOTHING  # asked back, not given yet
-    since: Since = NEVER  # of those that are assigned (KIP-1251)
+    since: Since = NEVER  # of all of these (KIP-1251)
 
     @property
     def held(self) -> Assignment:
@@ -190,22 +191,26 @@ def _value(record: GroupEpoch | Member | TargetEpoch | Target | Current | Regex)
                 tags[0] = I64.pack(record.metadata_hash)
         case TargetEpoch():
             out += I32.pack(record.epoch)
+            if record.assigned_ms:
+                tags[0] = I64.pack(record.assigned_ms)
         case Member():
             _put_member(out, record)
-            if record.classic is not None:
-                tags[0] = _classic(record.classic)
+            tags[0] = _classic(record.classic)
         case Target():
             _put_partitions(out, record.partitions)
         case Current():
             out += I32.pack(record.epoch) + I32.pack(record.previous_epoch)
             out.append(record.state)
             _put_partitions(out, record.assigned, record.since)
-            _put_partitions(out, record.revoking)
+            _put_partitions(out, record.revoking, record.since)
         case Regex():
             put_array(out, sorted(record.topics), put_string)
             out += I64.pack(record.version) + I64.pack(record.matched_ms)
     put_tags(out, tags)
     return bytes(out)
+
+
+_NULL, _PRESENT = b"\x00", b"\x01"  # of a struct among the tagged fields
 
 
 def _put_member(out: bytearray, member: Member) -> None:
@@ -219,8 +224,10 @@ def _put_member(out: bytearray, member: Member) -> None:
     put_string(out, member.assignor)
 
 
-def _classic(classic: ClassicProtocol) -> bytes:
-    out = bytearray(b"\x01" + I32.pack(classic.session_timeout_ms))  # 1: a struct that is not null
+def _classic(classic: ClassicProtocol | None) -> bytes:
+    if classic is None:
+        return _NULL
+    out = bytearray(_PRESENT + I32.pack(classic.session_timeout_ms))
     put_array(out, classic.protocols, _put_protocol)
     put_tags(out, {})
     return bytes(out)
@@ -237,10 +244,10 @@ def _put_partitions(out: bytearray, assignment: Assignment, since: Since = NEVER
         indexes = sorted(assignment[topic])
         out += topic.bytes
         put_ints(out, indexes)
-        tags = {}
-        if topic in since:
+        tags, known = {}, since.get(topic, {})
+        if all(index in known for index in indexes):
             epochs = bytearray()
-            put_ints(epochs, (since[topic][index] for index in indexes))
+            put_ints(epochs, (known[index] for index in indexes))
             tags[0] = bytes(epochs)
         put_tags(out, tags)
 
@@ -270,7 +277,7 @@ def _read_member(group: str, member_id: str, fields: Fields) -> Member:
 
 
 def _read_classic(fields: Fields) -> ClassicProtocol | None:
-    if fields.i8() < 0:
+    if fields.varint() == 0:
         return None
 
     def protocol() -> tuple[str, bytes]:
@@ -294,7 +301,8 @@ def _read_partitions(fields: Fields) -> tuple[Assignment, Since]:
 
 
 def _read_target_epoch(group: str, _: str, fields: Fields) -> TargetEpoch:
-    return TargetEpoch(group, fields.i32())
+    epoch, tags = fields.i32(), fields.tags()
+    return TargetEpoch(group, epoch, Fields(tags[0]).i64() if 0 in tags else 0)
 
 
 def _read_target(group: str, member_id: str, fields: Fields) -> Target:
@@ -308,7 +316,11 @@ def _read_current(group: str, member_id: str, fields: Fields) -> Current:
     except ValueError:  # of a later version: the member has to begin again
         state = MemberState.UNKNOWN
     assigned, since = _read_partitions(fields)
-    revoking, _ = _read_partitions(fields)
+    revoking, of_revoking = _read_partitions(fields)
+    since = {
+        topic: {**since.get(topic, {}), **of_revoking.get(topic, {})}
+        for topic in {**since, **of_revoking}
+    }
     return Current(group, member_id, epoch, previous, state, assigned, revoking, since)
 
 

@@ -86,8 +86,12 @@ def _next(
         assigned=assigned or NOTHING,
         revoking=revoking or NOTHING,
         since={
-            topic: {i: before.get(topic, {}).get(i, at_epoch) for i in sorted(indexes)}
-            for topic, indexes in assigned.items()
+            topic: {
+                index: before.get(topic, {}).get(index, at_epoch)
+                for held in (assigned, revoking)
+                for index in sorted(held.get(topic, ()))
+            }
+            for topic in {**assigned, **revoking}
         },
     )
     same = after._replace(previous_epoch=current.previous_epoch)

@@ -256,3 +256,16 @@ def modern_group_and_the_classic_requests(raw: Raw, topic: str) -> Iterator[tupl
     deleted = raw.ask(Api.DELETE_GROUPS, 2, groups_names=[group])
     yield "deleted without", [g["error_code"] for g in deleted["results"]]
     yield "gone", describe(raw, group)
+
+
+@scenario
+def modern_group_by_a_pattern(raw: Raw, topic: str) -> Iterator[tuple[str, Any]]:
+    group = begin(raw, topic)
+    a = Member(raw, group, "a", topic)
+    joined = a.join(subscribed_topic_names=None, subscribed_topic_regex=f"{topic}.*")
+    while not count(a.told):  # Kafka matches in the background
+        joined = a.beat()
+    yield "it joins", (joined[0], count(a.told))
+    yield "it goes on", a.settle()[0]
+    yield "seen", describe(raw, group)[1]
+    yield "it leaves", a.leave()
