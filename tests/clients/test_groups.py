@@ -452,3 +452,30 @@ def test_transactional_message_copier(our_broker: Broker, topic: str, metadata: 
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert Counter(all_committed(address, out)) == ALL
+
+
+@pytest.mark.slow
+@java
+def test_transactional_message_copier_is_killed_in_the_middle_and_started_again(
+    our_broker: Broker, topic: str
+) -> None:
+    """Its successor has its transactional id: what was under way is aborted, and done again."""
+    address, out, records = our_broker.address, topic + "-out", 4_000
+    filled(address, topic, out, records=records)
+    arguments = [
+        "--transactional-id", topic, "--consumer-group", topic, "--broker-list", address,
+        "--input-topic", topic, "--input-partition", 0, "--output-topic", out,
+        "--transaction-size", 10, "--enable-random-aborts",
+    ]  # fmt: skip
+    mine = Counter(b"%d" % n for n in range(0, records, PARTITIONS))
+    for part in (1, 2, 3, 4):
+        process = subprocess.Popen(
+            [*kafka._java("256m"), TOOLS + "TransactionalMessageCopier", *map(str, arguments)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while len(all_committed(address, out)) < len(mine) * part // 4:
+            assert time.monotonic() < deadline and process.poll() is None
+        process.kill()
+        process.wait()
+    assert Counter(all_committed(address, out)) == mine
