@@ -6,9 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.limits import LIMITS
@@ -404,6 +410,18 @@ TestProducersEqualTheirModel = ProducersEqualTheirModel.TestCase
 TestProducersEqualTheirModel.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None
 )
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3_600)
+def test_five_thousand_histories() -> None:
+    run_state_machine_as_test(
+        ProducersEqualTheirModel,
+        settings=settings(
+            max_examples=5_000, stateful_step_count=40, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
 
 
 def _sealed(batch: bytes, at: int, content: bytes) -> bytes:
