@@ -35,9 +35,10 @@ from ledgerstream.stream.durations import duration_ns
 from ledgerstream.stream.frames import table_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Processor, Topic, check_processor
+from ledgerstream.stream.several import Workers
 from ledgerstream.stream.tables import ORIGIN, Table
 from ledgerstream.stream.verify import Verified, verify
-from ledgerstream.stream.worker import Progress, Worker
+from ledgerstream.stream.worker import Progress
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ class Local:
         check_processor(processor, "ls.run")
         if until not in ("end", None):
             raise ConfigError(f"ls.run(until={until!r}): it is 'end' or None.")
-        worker = self._call(self._worker(processor, until, on_progress))
+        worker = self._call(self._workers(processor, until, on_progress))
         done = asyncio.run_coroutine_threadsafe(worker.run(), self._loop)
         try:
             return done.result()
@@ -124,10 +125,13 @@ class Local:
     def verify(self, processor: type[Processor], *, splits: int = 2, seed: int = 0) -> Verified:
         """Compute what a processor has committed again, under random batches, and compare.
 
-        Raises NotReproduced with the first difference.
+        Of several topics what is given is of the last. Raises NotReproduced with the first
+        difference.
         """
         check_processor(processor, "ls.verify")
-        return self._call(self._verify(processor, splits, seed))
+        for topic in processor.sources:
+            found = self._call(self._verify(processor.over(topic), splits, seed))
+        return found
 
     def table(self, table: type[Table], *, origin: bool = False) -> pd.DataFrame:
         """A result table in the order of its events; `origin` adds the columns that say whence.
@@ -165,13 +169,13 @@ class Local:
             await Client.connect(self._broker.address)
         )
 
-    async def _worker(
+    async def _workers(
         self,
         processor: type[Processor],
         until: Literal["end"] | None,
         on_progress: Callable[[Progress], None],
-    ) -> Worker:
-        return Worker(processor, self._client, self.database, until=until, on_progress=on_progress)
+    ) -> Workers:
+        return Workers(processor, self._client, self.database, until=until, on_progress=on_progress)
 
     async def _verify(self, processor: type[Processor], splits: int, seed: int) -> Verified:
         return await verify(processor, self._client, self.database, splits=splits, seed=seed)

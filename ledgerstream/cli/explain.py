@@ -42,7 +42,7 @@ def explain(
     is shown is what the rules saw.
     """
     from ledgerstream.cli.session import open_database, open_log, run_async
-    from ledgerstream.stream.explain import explain, find_rows
+    from ledgerstream.stream.explain import by_topic, explain, find_rows
     from ledgerstream.stream.replay import Past
 
     async def look() -> list[tuple[Explained, type[Table], type[Processor]]]:
@@ -53,12 +53,13 @@ def explain(
                 if not rows:
                     continue
                 async with open_log(log, directory) as client:
-                    past = await Past.open(processor, client, connection)
-                    for row in rows:
-                        told = await explain(past, model, row)
-                        found.append((told, model, processor))
-                    for text in past.notes.values():
-                        show.note(text)
+                    for topic, mine in (await by_topic(connection, processor, rows)).items():
+                        past = await Past.open(processor.over(topic), client, connection)
+                        for row in mine:
+                            told = await explain(past, model, row)
+                            found.append((told, model, processor))
+                        for text in past.notes.values():
+                            show.note(text)
             return found
 
     found = run_async(look())

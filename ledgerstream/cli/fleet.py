@@ -1,6 +1,7 @@
 """Several worker processes of one processor: `ledgerstream run … --workers N`.
 
-Partition p belongs to worker p mod N, for good. Each worker is a process of this program that gets
+Partition p belongs to worker p mod N, for good (of several topics: one goes on where the other
+ends). Each worker is a process of this program that gets
 its task as a line of JSON on stdin and answers with its progress, line by line, on stdout; when its
 stdin ends, because its parent is gone, it stops at the end of a step. A worker that dies is started
 again: its claim settles what became of its last step.
@@ -13,9 +14,9 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ledgerstream.cli import options, show
@@ -37,15 +38,19 @@ class Task:
     place: str
     log: str
     database: str
-    partitions: Sequence[int]
+    partitions: dict[str, list[int]]  # by topic
     until: Literal["end", "restored"] | None
     accept_new_code: bool
 
 
-def shares(partitions: int, workers: int) -> list[list[int]]:
-    """The partitions of each worker; none is without any."""
-    count = min(partitions, workers)
-    return [list(range(each, partitions, count)) for each in range(count)]
+def shares(partitions: Mapping[str, int], workers: int) -> list[dict[str, list[int]]]:
+    """The partitions of each worker, by topic; none is without any."""
+    places = [(topic, at) for topic, count in partitions.items() for at in range(count)]
+    count = min(len(places), workers)
+    found: list[dict[str, list[int]]] = [{} for _ in range(count)]
+    for number, (topic, at) in enumerate(places):
+        found[number % count].setdefault(topic, []).append(at)
+    return found
 
 
 class Fleet:
@@ -140,38 +145,23 @@ class Fleet:
                 await process.wait()
 
     def _sum(self) -> None:
-        total = summed(self.progress.processor, self._told.values())
-        for each in fields(total):
-            setattr(self.progress, each.name, getattr(total, each.name))
+        from ledgerstream.stream.several import add_up
+
+        add_up(self.progress, self._told.values())
 
     def _name(self, number: int) -> str:
-        partitions = ", ".join(map(str, self._tasks[number].partitions))
-        return f"worker {number} (partitions {partitions})"
-
-
-def summed(processor: str, told: Iterable[Progress]) -> Progress:
-    """Several workers' progress as one; of each partition the last that was told."""
-    from ledgerstream.stream.worker import Progress
-
-    total = Progress(processor)
-    for each in told:
-        total.events += each.events
-        total.dead += each.dead
-        total.commits += each.commits
-        total.snapshots += each.snapshots
-        total.commit_ms = max(total.commit_ms, each.commit_ms)
-        for table, rows in each.rows.items():
-            total.rows[table] = total.rows.get(table, 0) + rows
-        total.position |= each.position
-        total.lag |= each.lag
-    return total
+        share = self._tasks[number].partitions
+        places = [f"{topic}-{at}" for topic, partitions in share.items() for at in partitions]
+        return f"worker {number} ({', '.join(places)})"
 
 
 def _progress(told: dict[str, Any]) -> Progress:
     from ledgerstream.stream.worker import Progress
 
     for name in ("position", "lag"):
-        told[name] = {int(partition): value for partition, value in told[name].items()}
+        told[name] = {
+            int(place) if place.isdigit() else place: value for place, value in told[name].items()
+        }
     return Progress(**told)
 
 
@@ -185,7 +175,7 @@ def fleet_worker() -> None:
     from ledgerstream.cli.session import run_async
     from ledgerstream.client import Client
     from ledgerstream.stream.processor import Processor
-    from ledgerstream.stream.worker import Worker
+    from ledgerstream.stream.several import Workers
 
     task = Task(**json.loads(sys.stdin.readline()))
     kind = options.load(task.place, Processor)
@@ -199,7 +189,7 @@ def fleet_worker() -> None:
 
     async def work() -> None:
         async with await Client.connect(task.log) as client:
-            worker = Worker(
+            worker = Workers(
                 kind, client, task.database, partitions=task.partitions, until=task.until,
                 accept_new_code=task.accept_new_code, on_progress=tell, say=show.note,
             )  # fmt: skip

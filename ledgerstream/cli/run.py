@@ -69,7 +69,7 @@ def run(
 
     from ledgerstream.cli.live import live, summary
     from ledgerstream.cli.session import database_url, open_log, run_async
-    from ledgerstream.stream.worker import Worker
+    from ledgerstream.stream.several import Workers
 
     until: Until | None = "end" if until_end else "restored" if finish else None
 
@@ -79,7 +79,7 @@ def run(
                 return await _fleet(kind, processor, workers, log, directory, url, until,
                                     accept_new_code)  # fmt: skip
             async with open_log(log, directory) as client:
-                worker = Worker(
+                worker = Workers(
                     kind,
                     client,
                     url,
@@ -118,12 +118,17 @@ async def _fleet(
 
     async with log_address(log, directory) as address:
         async with await connect(address) as client:
-            partitions = (await client.topic(kind.source.name)).partitions
-        kind.check_partitions(partitions)
-        if partitions < workers:
+            partitions = {
+                topic.name: (await client.topic(topic.name)).partitions for topic in kind.sources
+            }
+        for topic in kind.sources:
+            kind.over(topic).check_partitions(partitions[topic.name])
+        places = sum(partitions.values())
+        if places < workers:
+            names = ", ".join(map(repr, partitions))
             show.note(
-                f"Topic {kind.source.name!r} has {show.count(partitions, 'partition')}, and each "
-                f"has one worker: {workers - partitions} of {workers} will not be started."
+                f"Topic {names} has {show.count(places, 'partition')}, and each has one worker: "
+                f"{workers - places} of {workers} will not be started."
             )
         await asyncio.to_thread(warm, kind, show.note)
         tasks = [

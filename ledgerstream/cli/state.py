@@ -73,14 +73,16 @@ def show_(
         offsets: dict[str, int] = {}
         async with open_database(database, directory) as connection:
             async with open_log(log, directory) as client:
-                past = await Past.open(kind, client, connection)
-                for partition, names in _places(kind, past, key, only).items():
-                    machine, offset = await state_at(past, partition, time_ns)
-                    offsets[f"{kind.source.name}-{partition}"] = offset
-                    for name in names:
-                        found[name] = key_rows(machine.state, name, _key(kind, name, key))
-                for text in past.notes.values():
-                    show.note(text)
+                for topic in kind.sources:
+                    past = await Past.open(kind.over(topic), client, connection)
+                    for partition, names in _places(kind, past, key, only).items():
+                        machine, offset = await state_at(past, partition, time_ns)
+                        offsets[f"{topic.name}-{partition}"] = offset
+                        for name in names:
+                            rows = key_rows(machine.state, name, _key(kind, name, key))
+                            found.setdefault(name, []).extend(rows)
+                    for text in past.notes.values():
+                        show.note(text)
         return {"offset": offsets, "state": found}
 
     answer = run_async(look())

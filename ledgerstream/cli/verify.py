@@ -49,12 +49,19 @@ def verify(
 
     chosen = secrets.randbelow(2**32) if seed is None else seed
 
-    async def act() -> Verified:
+    async def act() -> list[Verified]:
         with database_url(database, directory) as url, show.bar("verifying", "events") as advance:
             async with open_log(log, directory) as client:
-                return await verify(kind, client, url, splits=splits, seed=chosen, advance=advance)
+                return [
+                    await verify(
+                        kind.over(topic), client, url, splits=splits, seed=chosen, advance=advance
+                    )
+                    for topic in kind.sources
+                ]
 
-    found = run_async(act())
-    show.note(str(found))
+    every = run_async(act())
+    for found in every:
+        show.note(str(found))
     if as_json:
-        print(json.dumps(asdict(found)))
+        told = [asdict(found) for found in every]
+        print(json.dumps(told[0] if len(told) == 1 else told))

@@ -10,8 +10,9 @@ over `arenakernels`), `windows` by watermark, kept in `windowstate` over `window
 `newest`, and `machine`, one partition's step. The edge: `source` (log to columns), `sink` (claims
 and the transaction of a step; `schema` has its tables, `faults` what can go wrong), `snapshots` (a
 `snapshot` in `pages`, of which those that changed are written) and `restore`. What moves it:
-`worker`, then `streaming`, `committer`, `lookout`, `snapshotter` and `partitions`. Beside them:
-`postgres` and its `keeper`, `version`, `warm`, and `single`, the `on_event` style.
+`worker`, then `streaming`, `committer`, `lookout`, `snapshotter` and `partitions`; `several`, where
+a processor has several topics. Beside them: `postgres` and its `keeper`, `version`, `warm`, and
+`single`, the `on_event` style.
 
 Those who try, prove and watch: `trial` (a data frame in, frames out), `verify` over `replay`,
 `pgread` and `compare`, `explain`; `watch` writes for `status` what a worker sees; `retry` brings

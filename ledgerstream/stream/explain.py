@@ -85,6 +85,19 @@ async def find_rows(
     return [dict(row) for row in found]
 
 
+async def by_topic(
+    connection: asyncpg.Connection, processor: type[Processor], rows: Sequence[dict[str, Any]]
+) -> dict[Topic, list[dict[str, Any]]]:
+    """Rows by the topic of the processor that they came from; the first, of those from none."""
+    named = {topic.name: topic for topic in processor.sources}
+    names = dict(await connection.fetch("SELECT id, name FROM ls_topics"))
+    found: dict[Topic, list[dict[str, Any]]] = {}
+    for row in rows:
+        topic = named.get(names.get(row["ls_topic_id"], ""), processor.source)
+        found.setdefault(topic, []).append(row)
+    return found
+
+
 async def explain(past: Past, table: type[Table], row: Mapping[str, Any]) -> Explained:
     """Explain one row of `find_rows`. Raises LedgerStreamError where the log lacks its event."""
     partition, offset = row["ls_partition"], row["ls_offset"]

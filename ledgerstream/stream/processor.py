@@ -231,6 +231,9 @@ class Processor:
     """Base of processors. Subclasses set `source`, declare state, and define `process`, or for
     one event at a time `on_event`.
 
+    source:   the topic.
+    sources:  instead of it: several, of one event type and key, each with progress and state of
+              its own, as if there were a processor for each.
     name:     what its progress, results and snapshots are stored under (the class's name).
     version:  of its rules, recorded with every step.
     results:  the result tables, so that they exist before the first row (optional: a table is
@@ -242,7 +245,8 @@ class Processor:
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
-    source: ClassVar[Topic]
+    source: ClassVar[Topic]  # of several the first
+    sources: ClassVar[Sequence[Topic]]
     results: ClassVar[Sequence[type[Table]]] = ()
 
     states: ClassVar[Mapping[str, Spec]] = {}
@@ -252,10 +256,17 @@ class Processor:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+        if "source" in cls.__dict__:
+            if not isinstance(cls.source, Topic):
+                raise ConfigError(
+                    f"{cls.__name__}.source must be a Topic.", "Several go into `sources`."
+                )
+            cls.sources = (cls.source,)
+        elif "sources" in cls.__dict__:
+            cls.sources = _sources(cls.__name__, cls.sources)
+            cls.source = cls.sources[0]
         if not hasattr(cls, "source"):  # a base of one's own
             return
-        if not isinstance(cls.source, Topic):
-            raise ConfigError(f"{cls.__name__}.source must be a Topic.")
         cls._choose_style()
         declared = {
             name: value
@@ -275,6 +286,8 @@ class Processor:
         """`process` or `on_event`: the one that stands nearest in the line of classes."""
         for base in cls.__mro__[: cls.__mro__.index(Processor)]:
             styles = {"process", "on_event"} & vars(base).keys()
+            if vars(base).get("process") is Processor.process:
+                styles.discard("process")  # given to it below: it sees one event at a time
             if len(styles) == 2:
                 raise ConfigError(f"{base.__name__} has process and on_event: choose one.")
             if styles == {"on_event"}:
@@ -316,6 +329,17 @@ class Processor:
         return drive(cls, frame, splits=splits).tables
 
     @classmethod
+    def over(cls, topic: Topic) -> type[Processor]:
+        """The processor as it runs over one of its topics."""
+        if tuple(cls.sources) == (topic,):
+            return cls
+        body = {
+            "source": topic, "name": cls.name, "version": cls.version, "__doc__": cls.__doc__,
+            "__module__": cls.__module__, "__qualname__": cls.__qualname__,
+        }  # fmt: skip
+        return type(cls.__name__, (cls,), body)
+
+    @classmethod
     def check_partitions(cls, partitions: int) -> None:
         """Refuse state that more than one partition would split. Raises ConfigError."""
         if partitions == 1:
@@ -328,6 +352,23 @@ class Processor:
                     f"{cls.source.key!r}: one {spec.by} would be split over partitions.",
                     f"Use a topic with one partition, or one keyed by {spec.by!r}.",
                 )
+
+
+def _sources(name: str, given: object) -> tuple[Topic, ...]:
+    """The topics that `sources` names. Raises ConfigError."""
+    listed = given if isinstance(given, (list, tuple)) else ()
+    topics = [topic for topic in listed if isinstance(topic, Topic)]
+    if not topics or len(topics) < len(listed):
+        raise ConfigError(f"{name}.sources must be a list of topics.")
+    forms = {(topic.event, topic.key, topic.time_column) for topic in topics}
+    if len(forms) > 1:
+        raise ConfigError(
+            f"{name}.sources names topics of different event types, keys or times.",
+            "Topics of one processor are alike; declare a processor for each that is not.",
+        )
+    if len({topic.name for topic in topics}) < len(topics):
+        raise ConfigError(f"{name}.sources names a topic twice.")
+    return tuple(topics)
 
 
 def check_processor(given: object, where: str) -> None:

@@ -39,7 +39,8 @@ class Progress:
     """What a worker has done so far; given to `on_progress` after each commit.
 
     rows:       by result table.
-    position:   the next offset of each partition, committed.
+    position:   the next offset of each partition, committed; of several topics by name and
+                partition, as in "payments-0".
     lag:        of each partition, events that the log has beyond what is committed.
     commit_ms:  how long the last commit took.
     """
@@ -51,8 +52,8 @@ class Progress:
     snapshots: int = 0
     commit_ms: float = 0.0
     rows: dict[str, int] = field(default_factory=dict)
-    position: dict[int, int] = field(default_factory=dict)
-    lag: dict[int, int] = field(default_factory=dict)
+    position: dict[int | str, int] = field(default_factory=dict)
+    lag: dict[int | str, int] = field(default_factory=dict)
 
 
 class Worker:
@@ -92,6 +93,10 @@ class Worker:
         self._ends: dict[int, int] | None = None
         self._partitions = Partitions(processor.source.name, ())
         self._watch = Watch(database, processor)
+
+    @property
+    def topic(self) -> str:
+        return self._processor.source.name
 
     def stop(self) -> None:
         """Stop at the end of the step under way, with a snapshot."""

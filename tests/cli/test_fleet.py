@@ -18,9 +18,10 @@ import pytest
 import pytest_asyncio
 
 from ledgerstream.broker.embedded import Broker
-from ledgerstream.cli.fleet import Fleet, Task, shares, summed
+from ledgerstream.cli.fleet import Fleet, Task, shares
 from ledgerstream.client import Client
 from ledgerstream.stream.postgres import EmbeddedPostgres
+from ledgerstream.stream.several import summed
 from ledgerstream.stream.worker import Progress, Worker
 from tests.cli.conftest import PROGRAM
 from tests.stream.spending import Payment, Spending, payments
@@ -34,9 +35,9 @@ COUNT = 60_000
 
 
 def test_each_partition_has_one_worker() -> None:
-    assert shares(4, 2) == [[0, 2], [1, 3]]
-    assert shares(3, 8) == [[0], [1], [2]]
-    assert shares(1, 1) == [[0]]
+    assert shares({"t": 4}, 2) == [{"t": [0, 2]}, {"t": [1, 3]}]
+    assert shares({"t": 3}, 8) == [{"t": [0]}, {"t": [1]}, {"t": [2]}]
+    assert shares({"t": 3, "u": 2}, 2) == [{"t": [0, 2], "u": [1]}, {"t": [1], "u": [0]}]
 
 
 def test_progress_adds_up_and_the_newest_place_counts() -> None:
@@ -98,13 +99,14 @@ async def test_one_of_two_workers_is_killed_and_nothing_is_different(
             killed.append(worker)
             os.kill(pid, signal.SIGKILL)
 
-    tasks = [Task(PLACE, address, shared, share, "end", False) for share in shares(PARTITIONS, 2)]
+    tasks = [
+        Task(PLACE, address, shared, share, "end", False)
+        for share in shares({"payments": PARTITIONS}, 2)
+    ]
     fleet = Fleet("Spending", tasks, say=said.append, on_tell=kill_once)
     assert await fleet.run() == 0
-    partitions = ", ".join(map(str, tasks[killed[0]].partitions))
-    assert said == [
-        f"worker {killed[0]} (partitions {partitions}) was killed by SIGKILL and is started again."
-    ]
+    places = ", ".join(f"payments-{at}" for at in tasks[killed[0]].partitions["payments"])
+    assert said == [f"worker {killed[0]} ({places}) was killed by SIGKILL and is started again."]
     assert sorted(fleet.progress.position) == [0, 1, 2, 3]
     assert await outcome(shared) == await outcome(whole)
 
