@@ -3,10 +3,10 @@
 Which members a group has, what each is assigned, and the offsets that are committed, in
 transactions too. Records are Kafka's own. Read `records` (the bytes), `offsets`, `members` and
 `classic` (one group and its moves); then the next generation: `consumerrecords`, `consumer` (one
-group), `reconcile` (one step of a member), `assignors`; `mixed` and `embedded`, where members of
-both kinds are in one group; then `coordinator` (all groups of one partition). It answers no
-requests and has no clock: it is told the time, names the requests that wait by tickets, and
-`broker/grouphost.py` does the rest.
+group), `reconcile` (one step of a member), `assignors`; `mixed`, where members of both kinds are in
+one group; then `coordinator` (all groups of one partition). It answers no requests and has no
+clock: it is told the time, names the requests that wait by tickets, and `broker/grouphost.py` does
+the rest.
 """
 
 from ledgerstream.groups.classic import MOVES, ClassicGroup, Rules

@@ -28,7 +28,9 @@ from ledgerstream.groups.consumerrecords import (
     Target,
     TargetEpoch,
 )
-from ledgerstream.groups.embedded import (
+from ledgerstream.groups.members import CONSUMER, Join, Joined, Outcome, Sync, Synced, Ticket
+from ledgerstream.groups.records import GroupForgotten, GroupMetadata, GroupRecord, MemberMetadata
+from ledgerstream.wire.consumerprotocol import (
     Named,
     Subscription,
     read_assignment,
@@ -36,8 +38,6 @@ from ledgerstream.groups.embedded import (
     version_of,
     write_assignment,
 )
-from ledgerstream.groups.members import CONSUMER, Join, Joined, Outcome, Sync, Synced, Ticket
-from ledgerstream.groups.records import GroupForgotten, GroupMetadata, GroupRecord, MemberMetadata
 
 ANY_EPOCH = 1  # of a classic member that is known: what fences it is its generation
 UNREVOKED, UNRELEASED = MemberState.UNREVOKED_PARTITIONS, MemberState.UNRELEASED_PARTITIONS

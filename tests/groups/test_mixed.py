@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ledgerstream.groups import ClassicGroup, GroupCodec, GroupCoordinator, Join, Sync
 from ledgerstream.groups.consumer import Beat
 from ledgerstream.groups.consumerrecords import NOTHING, Assignment
-from ledgerstream.groups.embedded import (
+from ledgerstream.wire.consumerprotocol import (
     Named,
     read_assignment,
     read_subscription,

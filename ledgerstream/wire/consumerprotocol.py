@@ -1,7 +1,7 @@
 """What consumers say to each other inside the classic protocol: ConsumerProtocol, versions 0 to 3.
 
-The group coordinator reads it where members of both kinds are in one group (KIP-848), and writes
-assignments in it. A version only adds to what the one before has, so a later one is read as 3.
+Members write it and read it; so does the group coordinator where members of both kinds are in one
+group (KIP-848). A version only adds to what the one before has, so a later one is read as 3. Pure.
 """
 
 from __future__ import annotations
@@ -38,6 +38,21 @@ def read_subscription(data: bytes) -> Subscription:
     return found
 
 
+def write_subscription(subscription: Subscription, version: int) -> bytes:
+    version = min(max(version, 0), VERSION_MAX)
+    out = bytearray(I16.pack(version) + I32.pack(len(subscription.topics)))
+    for topic in sorted(subscription.topics):
+        put_plain_string(out, topic)
+    out += I32.pack(-1)  # no user data
+    if version >= 1:
+        _put_partitions(out, subscription.owned or {})
+    if version >= 2:
+        out += I32.pack(subscription.generation)
+    if version >= 3:
+        put_plain_string(out, subscription.rack_id)
+    return bytes(out)
+
+
 def read_assignment(data: bytes) -> Named:
     """Nothing, where a member has been given nothing yet. Raises DecodeError for what is none."""
     if not data:
@@ -48,11 +63,8 @@ def read_assignment(data: bytes) -> Named:
 
 
 def write_assignment(partitions: Named, version: int) -> bytes:
-    out = bytearray(I16.pack(min(max(version, 0), VERSION_MAX)) + I32.pack(len(partitions)))
-    for topic in sorted(partitions):
-        indexes = sorted(partitions[topic])
-        put_plain_string(out, topic)
-        out += I32.pack(len(indexes)) + struct.pack(f">{len(indexes)}i", *indexes)
+    out = bytearray(I16.pack(min(max(version, 0), VERSION_MAX)))
+    _put_partitions(out, partitions)
     return bytes(out + I32.pack(-1))  # no user data
 
 
@@ -68,6 +80,14 @@ def _read_partitions(fields: Fields) -> Named:
     for name, indexes in fields.plain_array(topic):
         found[name] = found.get(name, frozenset()) | indexes
     return found
+
+
+def _put_partitions(out: bytearray, partitions: Named) -> None:
+    out += I32.pack(len(partitions))
+    for topic in sorted(partitions):
+        indexes = sorted(partitions[topic])
+        put_plain_string(out, topic)
+        out += I32.pack(len(indexes)) + struct.pack(f">{len(indexes)}i", *indexes)
 
 
 def _skip_bytes(fields: Fields) -> None:
