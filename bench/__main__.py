@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, columns, log, on_event, pipeline, quix, runtime
+from bench import bars, columns, groups, log, on_event, pipeline, quix, runtime, transactions
 from bench.rows import ROWS, Row
 from tests.peers import kafka
 
@@ -27,12 +27,14 @@ MODULES = (
     runtime,
     on_event,
     bars,
+    transactions,
+    groups,
 )  # importing them registers their rows
 
 
 def main() -> None:
     asked = sys.argv[1:] or list(ROWS)
-    names = {"produce_cpu": "produce"}  # measured in the same runs
+    names = {"produce_cpu": "produce", "txn_rate": "txn_latency"}  # measured in the same runs
     unknown = [name for name in asked if names.get(name, name) not in ROWS]
     if unknown:
         raise SystemExit(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")

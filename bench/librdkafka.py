@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+from uuid import uuid4
 
+WARM = 30  # transactions before those that count
 _topics = itertools.count()
 
 
@@ -61,12 +64,13 @@ def produce(address: str, topic: str, count: int, size: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def consume(address: str, topic: str, count: int) -> float:
+def consume(address: str, topic: str, count: int, isolation: str = "read_uncommitted") -> float:
     """Records/s by assignment, from the first record's arrival on."""
     from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
     consumer = Consumer({
         "bootstrap.servers": address, "group.id": "bench", "enable.auto.commit": False,
+        "isolation.level": isolation,
         "queued.min.messages": 1_000_000,  # by default it pauses a second whenever 100,000 wait
         "queued.max.messages.kbytes": 1_000_000, "fetch.message.max.bytes": 4_194_304,
     })  # fmt: skip
@@ -102,6 +106,54 @@ def one_by_one(address: str, topic: str, count: int) -> float:
     for _ in range(count):
         one()
     return count / (time.perf_counter() - started)
+
+
+def transact(address: str, topic: str, count: int, records: int) -> dict[str, float]:
+    """Of `count` transactions of `records` of 100 B, one after the other: transactions/s, and the
+    median and 99th of a hundred of the ms from begin to committed."""
+    producer = _transactional(address)
+    value = bytes(100)
+    took = []
+    for number in range(WARM + count):
+        began = time.perf_counter()
+        producer.begin_transaction()
+        for _ in range(records):
+            producer.produce(topic, value, partition=0)
+        producer.commit_transaction(60)
+        if number >= WARM:
+            took.append(time.perf_counter() - began)
+    cuts = statistics.quantiles(took, n=100)
+    return {"rate": count / sum(took), "p50": cuts[49] * 1000, "p99": cuts[98] * 1000}
+
+
+def trades(address: str, topic: str, transactions: int, records: int, aborted: int) -> None:
+    """Rows of bench.events.Trade, each `aborted`th transaction of them aborted."""
+    from bench.columns import rows
+    from bench.events import Trade
+    from ledgerstream.wire.columns import RowCodec
+
+    codec = RowCodec(Trade, "instrument")
+    some = rows(records)
+    values = [value.tobytes() for value in codec.values(some)]
+    keys = [key.tobytes() for key in codec.keys(some)[0]]
+    producer = _transactional(address)
+    for number in range(transactions):
+        producer.begin_transaction()
+        for key, value in zip(keys, values, strict=True):
+            producer.produce(topic, value, key, partition=0)
+        if number % aborted == aborted - 1:
+            producer.flush(60)  # what is aborted stands in the log
+            producer.abort_transaction(60)
+        else:
+            producer.commit_transaction(60)
+
+
+def _transactional(address: str) -> Any:
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": address, "transactional.id": f"bench-{uuid4()}"})
+    producer.init_transactions(60)
+    return producer
 
 
 if __name__ == "__main__":

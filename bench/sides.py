@@ -29,6 +29,9 @@ class Side:
         times = psutil.Process(self.pid).cpu_times()
         return times.user + times.system
 
+    def send_signal(self, number: int) -> None:
+        psutil.Process(self.pid).send_signal(number)
+
     def memory_bytes(self) -> int:
         return psutil.Process(self.pid).memory_info().rss
 
@@ -47,21 +50,28 @@ def directory(name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def ours() -> Iterator[Side]:
-    """Our broker, syncing before each acknowledgement."""
-    with directory("ours") as where:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ledgerstream.broker.run", "--report", f"--data-dir={where}",
-             "--port=0", "--auto-create-topics=false", "--log-format=json"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True,  # as Apache Kafka's: Linux shares the processors by session
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            told = json.loads(process.stdout.readline())
-            yield Side("LedgerStream", f"{told['host']}:{told['port']}", process.pid)
-        finally:
-            process.terminate()
-            process.wait(60)
+    """Our broker, syncing before each acknowledgement; groups begin at once, as with the peer."""
+    with directory("ours") as where, ours_in(where) as side:
+        yield side
+
+
+@contextlib.contextmanager
+def ours_in(where: Path) -> Iterator[Side]:
+    """Our broker over a directory that may hold a log already."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ledgerstream.broker.run", "--report", f"--data-dir={where}",
+         "--port=0", "--auto-create-topics=false", "--log-format=json",
+         "--group-initial-rebalance-delay-ms=0"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        start_new_session=True,  # as Apache Kafka's: Linux shares the processors by session
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        told = json.loads(process.stdout.readline())
+        yield Side("LedgerStream", f"{told['host']}:{told['port']}", process.pid)
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 @contextlib.contextmanager
