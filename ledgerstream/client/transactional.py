@@ -241,6 +241,14 @@ class TransactionalProducer(Producer):
             self.transaction_state.check("send offsets", Phase.OPEN)
         self.transaction_state.touch()
 
+    async def close(self, *, flush: bool = True) -> None:
+        """End. A transaction that is open is aborted, a prepared one stays for its successor."""
+        try:
+            if flush and self.transaction_state.phase in (Phase.OPEN, Phase.DOOMED):
+                await self.abort()
+        finally:
+            await super().close(flush=flush)
+
     # -- requests
 
     async def _take_identity(self, *, keep_prepared: bool = False) -> None:

@@ -139,6 +139,15 @@ async def test_offsets_are_committed_with_what_was_made_of_them(
     assert await both.committed(group, [(topic, 0)]) == {(topic, 0): 8}
 
 
+async def test_a_producer_that_is_closed_leaves_nothing_open(both: Client, topic: str) -> None:
+    await both.create_topic(topic, 1)
+    producer = await both.transactional(f"t-{topic}")
+    await producer.begin()
+    await producer.send(topic, b"never")
+    await producer.close()
+    assert await values(both, topic) == []
+
+
 async def test_nothing_is_sent_outside_of_a_transaction(client: Client, topic: str) -> None:
     producer = await client.transactional(f"t-{topic}")
     with pytest.raises(LedgerStreamError, match="ready, not open"):
