@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,15 @@ TOPIC = {
     "name": "fuzz", "num_partitions": 2, "replication_factor": 1, "assignments": [],
     "configs": [{"name": "segment.ms", "value": "1000"}],
 }  # fmt: skip
+# ConsumerProtocolSubscription 1: one topic, no user data, one owned partition
+SUBSCRIPTION = (
+    b"\x00\x01\x00\x00\x00\x01\x00\x04fuzz\xff\xff\xff\xff"
+    b"\x00\x00\x00\x01\x00\x04fuzz\x00\x00\x00\x01\x00\x00\x00\x00"
+)
+OFFSETS = [{"name": "fuzz", "partitions": [
+    {"partition_index": 0, "committed_offset": 3, "committed_leader_epoch": 0,
+     "committed_metadata": "here"},
+]}]  # fmt: skip
 REAL = [
     *(
         messages.write_request(api, version, 7, "fuzz", LEAST[api])
@@ -58,6 +68,56 @@ REAL = [
     messages.write_request(
         Api.DELETE_TOPICS, 6, 7, "f",
         {"topics": [{"name": "fuzz", "topic_id": None}], "timeout": 1000},
+    ),
+    # members of both kinds in one group, and its offsets
+    messages.write_request(
+        Api.JOIN_GROUP, 7, 7, "f",
+        {"group_id": "mixed", "session_timeout": 10_000, "rebalance_timeout": 10_000,
+         "member_id": "", "group_instance_id": "i", "protocol_type": "consumer",
+         "protocols": [{"name": "range", "metadata": SUBSCRIPTION}]},
+    ),
+    messages.write_request(
+        Api.SYNC_GROUP, 5, 7, "f",
+        {"group_id": "mixed", "generation_id": 1, "member_id": "m", "group_instance_id": "i",
+         "protocol_type": "consumer", "protocol_name": "range",
+         "assignments": [{"member_id": "m", "assignment": SUBSCRIPTION}]},
+    ),
+    *(
+        messages.write_request(
+            Api.CONSUMER_GROUP_HEARTBEAT, 1, 7, "f",
+            {"group_id": "mixed", "member_id": "m", "member_epoch": epoch, "instance_id": None,
+             "rack_id": None, "rebalance_timeout": 10_000, "subscribed_topic_names": names,
+             "subscribed_topic_regex": regex, "server_assignor": "range",
+             "topic_partitions": owned},
+        )
+        for epoch, names, regex, owned in (
+            (0, ["fuzz"], None, []), (0, None, "f.*", []),
+            (1, ["fuzz"], None, [{"topic_id": UUID(int=1), "partitions": [0, 1]}]),
+            (-1, None, None, None),
+        )
+    ),
+    messages.write_request(
+        Api.OFFSET_COMMIT, 9, 7, "f",
+        {"group_id": "simple", "generation_id_or_member_epoch": -1, "member_id": "",
+         "group_instance_id": None, "topics": OFFSETS},
+    ),
+    messages.write_request(
+        Api.TXN_OFFSET_COMMIT, 5, 7, "f",
+        {"transactional_id": "t", "group_id": "simple", "producer_id": 1, "producer_epoch": 0,
+         "generation_id": -1, "member_id": "", "group_instance_id": None, "topics": OFFSETS},
+    ),
+    messages.write_request(
+        Api.OFFSET_FETCH, 9, 7, "f",
+        {"require_stable": True, "groups": [
+            {"group_id": "mixed", "member_id": "m", "member_epoch": 1,
+             "topics": [{"name": "fuzz", "partition_indexes": [0, 1]}]}
+        ]},
+    ),
+    messages.write_request(
+        Api.LEAVE_GROUP, 5, 7, "f",
+        {"group_id": "mixed", "members": [
+            {"member_id": "m", "group_instance_id": "i", "reason": "none"}
+        ]},
     ),
     produce_frame("fuzz", 300),
     produce_frame("fuzz", 300, acks=0),
