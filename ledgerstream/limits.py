@@ -118,6 +118,10 @@ class Limits:
     topic_created_ms_max: int = 3_000  # by a broker that creates topics when they are asked for
     metadata_age_ms_max: int = 300_000  # Kafka's metadata.max.age.ms
     transaction_timeout_ms: int = 60_000  # Kafka's transaction.timeout.ms
+    member_session_ms: int = 45_000  # Kafka's session.timeout.ms
+    member_heartbeat_ms: int = 3_000  # Kafka's heartbeat.interval.ms, of classic groups
+    member_rebalance_ms: int = 300_000  # to let go of partitions; Kafka's max.poll.interval.ms
+    member_leave_ms_max: int = 5_000  # a goodbye that is not heard: the session's end says it
     producer_batch_bytes: int = 1 * MIB  # Kafka's batch.size
     producer_inflight_max: int = 5  # Kafka's max.in.flight.requests.per.connection
     producer_buffer_bytes: int = 64 * MIB  # records that wait; then `send` waits too
@@ -167,6 +171,7 @@ class Limits:
         assert self.consumer_hurry_ms <= self.consumer_heartbeat_ms_min
         assert self.consumer_heartbeat_ms_min < self.consumer_heartbeat_ms
         assert self.consumer_heartbeat_ms * 3 <= self.consumer_session_ms
+        assert self.member_heartbeat_ms * 3 <= self.member_session_ms <= self.member_rebalance_ms
         assert self.group_metadata_bytes_max < self.coordinator_segment_bytes
         assert self.retry_first_ms <= self.retry_ms_max < self.delivery_ms_max
         assert self.round_journal_bytes <= self.round_bytes_max <= self.journal_bytes

@@ -44,6 +44,8 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Apa
         "group.consumer.min.assignment.interval.ms": 0,
         "group.consumer.assignment.interval.ms": 0,
         "group.consumer.assignor.offload.enable": "false",
+        "group.consumer.min.heartbeat.interval.ms": 100,
+        "group.consumer.heartbeat.interval.ms": 500,  # as ours of a small group
     }
     with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka"), **often) as running:
         yield running

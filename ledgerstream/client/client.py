@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,6 +16,9 @@ from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
 from ledgerstream.client.connection import Connection
 from ledgerstream.client.errors import check, kafka_error
 from ledgerstream.client.groupoffsets import GroupOffsets, TopicPartition
+from ledgerstream.client.groupreader import GroupReader
+from ledgerstream.client.membership import Group, Listener
+from ledgerstream.client.offsets import EARLIEST, LATEST, list_offsets
 from ledgerstream.client.producer import Producer
 from ledgerstream.client.reader import Reader
 from ledgerstream.client.rows import as_rows
@@ -35,8 +39,6 @@ if TYPE_CHECKING:
     from ledgerstream.events import Event
     from ledgerstream.wire.columns import Decoded, Encoding, KeyForm
 
-EARLIEST = -2
-LATEST = -1
 READ_ROWS_EXPECTED_MAX = 10_000_000  # offsets may have holes: more room is made when it is needed
 
 
@@ -57,6 +59,7 @@ class Client:
         self._writer: Producer | None = None
         self._producers: list[Producer] = []
         self._readers: list[Reader] = []
+        self._groups: list[Group | GroupReader] = []
 
     @classmethod
     async def connect(
@@ -80,11 +83,13 @@ class Client:
         return cls(cluster)
 
     async def close(self, *, flush: bool = True) -> None:
-        """Flush and close every producer, end every reader, close the connections.
+        """Leave every group, flush and close every producer, end every reader, close the
+        connections.
 
         Without `flush`, what is not acknowledged fails at once: it may or may not be in the log.
         """
         try:
+            await asyncio.gather(*(group.close() for group in self._groups))
             await asyncio.gather(*(producer.close(flush=flush) for producer in self._producers))
         finally:
             for reader in self._readers:
@@ -245,38 +250,7 @@ class Client:
 
         Times in ms. A time after the last record gives the end.
         """
-        found: dict[int, int] = {}
-
-        async def ask(broker: int, wanted: Mapping[int, int]) -> None:
-            fields = {
-                "replica_id": -1,
-                "isolation_level": 1 if committed else 0,
-                "topics": [{
-                    "name": topic,
-                    "partitions": [
-                        {"partition_index": p, "current_leader_epoch": -1, "timestamp": t}
-                        for p, t in wanted.items()
-                    ],
-                }],
-            }  # fmt: skip
-            reply = await self.cluster.call(Api.LIST_OFFSETS, fields, broker=broker)
-            for part in reply.topics[0].partitions:
-                check(part.error_code, f"{topic}-{part.partition_index}")
-                found[part.partition_index] = part.offset
-
-        async def ask_all() -> None:
-            by_broker: dict[int, dict[int, int]] = {}
-            for partition, when in times.items():
-                broker = await self.cluster.leader(topic, partition)
-                by_broker.setdefault(broker, {})[partition] = when
-            for broker, wanted in by_broker.items():
-                await ask(broker, wanted)
-
-        await self.cluster.retrying(f"offsets of {topic!r}", ask_all, refresh=topic)
-        late = {p: LATEST for p, offset in found.items() if offset < 0 and times[p] != LATEST}
-        if late:
-            found.update(await self.list_offsets(topic, late, committed=committed))
-        return found
+        return await list_offsets(self.cluster, topic, times, committed=committed)
 
     async def committed(
         self, group: str, places: Iterable[TopicPartition]
@@ -287,6 +261,62 @@ class Client:
     async def commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Set the offsets of a group that has no members. Raises KafkaError where it has."""
         await GroupOffsets(self.cluster, group).commit(offsets)
+
+    # -- groups
+
+    def group(
+        self,
+        name: str,
+        topics: Iterable[str] | re.Pattern[str],
+        *,
+        listener: Listener,
+        instance_id: str | None = None,
+        session_ms: int | None = None,
+        rebalance_ms: int | None = None,
+    ) -> Group:
+        """Membership of a group (KIP-848 where the cluster has it, else the classic protocol):
+        which partitions are ours is told to the listener; reading them is its own affair.
+
+        topics:        their names, or a compiled pattern that names have to match as a whole.
+        instance_id:   a static member: what it had is kept for it until its session has passed.
+        session_ms:    without an answer for so long it takes its partitions for lost; a classic
+                       group goes on without it then (a next-generation one by its own setting).
+        rebalance_ms:  so long the group waits for `revoked` to return.
+        """
+        group = Group(
+            self.cluster, name, topics, listener,
+            instance_id=instance_id, session_ms=session_ms, rebalance_ms=rebalance_ms,
+        )  # fmt: skip
+        self._groups = [known for known in self._groups if not known.closed]
+        self._groups.append(group)
+        return group
+
+    def consume(
+        self,
+        group: str,
+        topics: Iterable[str] | re.Pattern[str],
+        *,
+        start: int = EARLIEST,
+        committed: bool = True,
+        commit_revoked: bool = True,
+        instance_id: str | None = None,
+        session_ms: int | None = None,
+        rebalance_ms: int | None = None,
+    ) -> GroupReader:
+        """Read what the group assigns: `async with client.consume("g", ["topic"]) as reader`.
+
+        start:           EARLIEST or LATEST, for partitions of which nothing is committed.
+        commit_revoked:  what is done with is committed before partitions go to another member; else
+                         only by `commit`. The rest is as in `group`.
+        """
+        reader = GroupReader(
+            self.cluster, group, topics, start=start, committed=committed,
+            commit_revoked=commit_revoked, instance_id=instance_id, session_ms=session_ms,
+            rebalance_ms=rebalance_ms,
+        )  # fmt: skip
+        self._groups = [known for known in self._groups if not known.closed]
+        self._groups.append(reader)
+        return reader
 
     # -- reading
 

@@ -30,6 +30,10 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.OFFSET_COMMIT: (8, 9),
     Api.OFFSET_FETCH: (8, 9),
     Api.FIND_COORDINATOR: (4, 6),
+    Api.JOIN_GROUP: (5, 9),  # the first with static members, after that with MEMBER_ID_REQUIRED
+    Api.HEARTBEAT: (3, 4),
+    Api.LEAVE_GROUP: (3, 5),
+    Api.SYNC_GROUP: (3, 5),
     Api.API_VERSIONS: (0, 3),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
@@ -48,6 +52,7 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.DESCRIBE_PRODUCERS: (0, 0),
     Api.DESCRIBE_TRANSACTIONS: (0, 0),
     Api.LIST_TRANSACTIONS: (0, 1),
+    Api.CONSUMER_GROUP_HEARTBEAT: (1, 1),  # the first where members choose their ids
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client, Fenced, TransactionError, transactional
-from ledgerstream.client.client import EARLIEST, LATEST
+from ledgerstream.client.offsets import EARLIEST, LATEST
 from ledgerstream.errors import KafkaError, LedgerStreamError
 from ledgerstream.wire import batches
 from ledgerstream.wire.versions import Api
