@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,12 +86,14 @@ class Recorder:
     def __init__(self, path: Path, process: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.process = process
+        self.asked = False  # whether the commit of what is open was
 
     def _write(self, step: str, *said: Any) -> None:
         line = json.dumps([time.monotonic_ns(), self.process, step, *said])
         os.write(self._file, line.encode() + b"\n")
 
     def begin(self, *, transactional: bool = True) -> None:
+        self.asked = False
         self._write("begin", transactional)
 
     def send(self, partition: Partition, value: str) -> None:
@@ -115,6 +117,7 @@ class Recorder:
 
     def ask(self, *, committed: bool) -> None:
         """The end of the transaction is about to be asked for."""
+        self.asked = committed
         self._write("ask", committed)
 
     def end(self, outcome: Outcome) -> None:
@@ -123,21 +126,6 @@ class Recorder:
     def note(self, what: str) -> None:
         """For whoever reads the file."""
         self._write("note", what)
-
-
-@dataclass(slots=True)
-class _Open:
-    operation: Operation
-    offsets: dict[str, int] = field(default_factory=dict)
-
-    def close(self, outcome: Outcome, at: int) -> Operation:
-        done = self.operation
-        done.outcome, done.ended = outcome, at
-        done.acts = [
-            act._replace(offset=self.offsets.get(act.value, -1)) if isinstance(act, Send) else act
-            for act in done.acts
-        ]
-        return done
 
 
 def read(paths: Iterable[Path]) -> list[Operation]:
@@ -149,40 +137,35 @@ def read(paths: Iterable[Path]) -> list[Operation]:
 def parse(text: str) -> list[Operation]:
     """Of one process. One that was killed has not asked for what it did not write down."""
     done: list[Operation] = []
-    now: _Open | None = None
+    offsets: dict[str, int] = {}
+    now: Operation | None = None
     for line in text.splitlines():
         at, process, step, *said = json.loads(line)
-        if step == "note":
-            continue
-        if step == "begin":
+        if step == "acknowledged":
+            offsets[said[0]] = said[1]
+        elif step == "begin":
             assert now is None, line
-            now = _Open(Operation(process, [], transactional=said[0], began=at))
-            continue
-        assert now is not None, line
-        if step == "end":
-            done.append(now.close(Outcome(said[0]), at))
-            now = None
-        else:
-            _add(now, at, step, said)
-    if now is not None:
-        asked = now.operation.asked != NEVER or not now.operation.transactional
-        done.append(now.close(Outcome.INFO if asked else Outcome.FAIL, NEVER))
+            now = Operation(process, [], Outcome.INFO, transactional=said[0], began=at)
+            done.append(now)
+        elif step != "note":
+            assert now is not None, line
+            if step == "end":
+                now.outcome, now.ended, now = Outcome(said[0]), at, None
+            elif step == "ask":
+                now.asked = at if said[0] else NEVER
+            else:
+                now.acts.append(_act(step, said, at))
+    if now is not None and now.transactional and now.asked == NEVER:
+        now.outcome = Outcome.FAIL
+    for operation in done:
+        operation.acts = [
+            act._replace(offset=offsets.get(act.value, -1)) if isinstance(act, Send) else act
+            for act in operation.acts
+        ]
     return done
 
 
-def _add(now: _Open, at: int, step: str, said: list[Any]) -> None:
-    acts = now.operation.acts
-    if step == "send":
-        acts.append(Send(*said))
-    elif step == "acknowledged":
-        now.offsets[said[0]] = said[1]
-    elif step == "poll":
-        acts.append(Poll({p: [(o, v) for o, v in found] for p, found in said[0].items()}, at))
-    elif step == "assign":
-        acts.append(Assign(*said))
-    elif step == "offsets":
-        acts.append(CommitOffsets(*said))
-    elif step == "ask":
-        now.operation.asked = at if said[0] else NEVER
-    else:
-        raise AssertionError(step)
+def _act(step: str, said: list[Any], at: int) -> Act:
+    if step == "poll":
+        return Poll({p: [(o, v) for o, v in found] for p, found in said[0].items()}, at)
+    return {"send": Send, "assign": Assign, "offsets": CommitOffsets}[step](*said)
