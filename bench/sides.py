@@ -61,7 +61,7 @@ def ours_in(where: Path) -> Iterator[Side]:
     process = subprocess.Popen(
         [sys.executable, "-m", "ledgerstream.broker.run", "--report", f"--data-dir={where}",
          "--port=0", "--auto-create-topics=false", "--log-format=json",
-         "--group-initial-rebalance-delay-ms=0"],
+         "--group-delay-ms=0"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         start_new_session=True,  # as Apache Kafka's: Linux shares the processors by session
     )  # fmt: skip

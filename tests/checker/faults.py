@@ -42,7 +42,7 @@ class Server:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *self._module, "--report",
                 f"--data-dir={self._directory / 'log'}", f"--port={self.port}",
-                f"--advertised-port={self.advertised_port}", "--group-initial-rebalance-delay-ms=0",
+                f"--advertised-port={self.advertised_port}", "--group-delay-ms=0",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=out, cwd=ROOT,
             )  # fmt: skip
         assert self.process.stdout is not None
