@@ -205,6 +205,60 @@ class User:
         self.doing = None
 
 
+def exchange(host: Host, member: Member, fate: str) -> None:
+    """A heartbeat that is `heard`, or `unheard`, or whose answer is `lost`."""
+    beat = member.beat()
+    if beat is None:
+        return
+    if fate == "unheard":
+        member.missed()
+        return
+    owned = beat.owned
+    reply = host.beat(consumer.Beat(
+        beat.member_id, beat.epoch, instance_id=member.instance_id,
+        rebalance_timeout_ms=beat.rebalance_ms, topics=beat.topics, regex=beat.regex,
+        owned=None if owned is None else by_topic(owned),
+    ))  # fmt: skip
+    if fate == "lost":
+        member.missed()
+    elif reply.error in (ErrorCode.fenced_member_epoch, ErrorCode.unknown_member_id):
+        member.fenced()
+    else:
+        assert reply.error is ErrorCode.none, reply
+        given = reply.assignment
+        member.told(beat, reply.epoch, None if given is None else by_place(given))
+
+
+@pytest.mark.parametrize("missed", [False, True])
+def test_what_is_about_to_be_taken_up_is_not_given_to_another(missed: bool) -> None:
+    """The hazard that random histories seldom find: a member that is slow to take up what it was
+    given, a heartbeat whose answer is lost, and another that comes meanwhile."""
+    topics = FakeTopics()
+    topics.make("t", 3)
+    host = Host(topics)
+    slow, other = (User(name, frozenset("t"), None) for name in ("slow", "other"))
+    exchange(host, slow.member, "heard")
+    assert len(slow.member.target) == 3
+    exchange(host, other.member, "heard")
+    if missed:
+        exchange(host, slow.member, "unheard")
+    exchange(host, slow.member, "lost")
+    for _ in range(3):
+        exchange(host, other.member, "heard")
+        other.begin()
+        other.done()
+    slow.begin()
+    assert len(slow.uses) == 3
+    assert not slow.uses & other.uses
+    for _ in range(4):
+        for user in (slow, other):
+            user.done()
+            user.begin()
+            user.done()
+            exchange(host, user.member, "heard")
+    assert sorted((len(slow.uses), len(other.uses))) == [1, 2]
+
+
 class Members(RuleBasedStateMachine):
     """Members and the real coordinator, with requests and answers that are lost.
 
@@ -237,28 +291,7 @@ class Members(RuleBasedStateMachine):
         self.beat_one(self.pick(number), fate)
 
     def beat_one(self, user: User, fate: str) -> None:
-        """`lost`: the answer; `unheard`: the request."""
-        member = user.member
-        beat = member.beat()
-        if beat is None:
-            return
-        if fate == "unheard":
-            member.missed()
-            return
-        owned = beat.owned
-        reply = self.host.beat(consumer.Beat(
-            beat.member_id, beat.epoch, instance_id=member.instance_id,
-            rebalance_timeout_ms=beat.rebalance_ms, topics=beat.topics, regex=beat.regex,
-            owned=None if owned is None else by_topic(owned),
-        ))  # fmt: skip
-        if fate == "lost":
-            member.missed()
-        elif reply.error in (ErrorCode.fenced_member_epoch, ErrorCode.unknown_member_id):
-            member.fenced()
-        else:
-            assert reply.error is ErrorCode.none, reply
-            given = reply.assignment
-            member.told(beat, reply.epoch, None if given is None else by_place(given))
+        exchange(self.host, user.member, fate)
 
     @rule(number=st.integers(0, 9))
     @precondition(lambda self: self.users)
