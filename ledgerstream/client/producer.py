@@ -55,6 +55,7 @@ class Producer:
         self._room = asyncio.Event()
         self._turn: dict[str, int] = {}  # topic → the partition of its last keyless record
         self._closing = False
+        self._stint = 0  # how many transactions have begun: what is sent belongs to one of them
         self._sender = self._make_sender()
 
     def _make_sender(self) -> Sender:
@@ -80,6 +81,7 @@ class Producer:
         """
         record = _record(key, value, timestamp, headers)
         self._check_open()
+        stint = self._stint
         known = await self.cluster.topic(topic, create=True)
         if partition is None:
             partition = self._choose(known, record.key)
@@ -95,7 +97,7 @@ class Producer:
         )
         if size > self.limits.frame_bytes_max // 2:
             raise ConfigError(f"A record of {size:,} bytes is too large to be sent.")
-        await self._wait_room()
+        await self._wait_room(stint)
         place = topic, partition
         gathering = self._gathering.setdefault(place, Gathering())
         if gathering.records and gathering.size + size > self.limits.producer_batch_bytes:
@@ -120,6 +122,7 @@ class Producer:
         from ledgerstream.wire.columns import partition_order
 
         self._check_open()
+        stint = self._stint
         known = await self.cluster.topic(topic, create=True)
         order: list[tuple[int | None, np.ndarray | None]] = [(None, None)]
         if codec.key is not None:
@@ -134,7 +137,7 @@ class Producer:
             mine = rows if places is None else rows[places]
             at = 0
             while at < len(mine):
-                await self._wait_room()
+                await self._wait_room(stint)
                 now_ms = time.time_ns() // 1_000_000
                 part = mine[at : at + max(1, bytes_max // row_bytes)]
                 body = codec.encode(part, now_ms)
@@ -179,8 +182,9 @@ class Producer:
         if self._closing:
             raise LedgerStreamError("The producer is closed.")
 
-    async def _wait_room(self) -> None:
-        """Back-pressure: not more than `producer_buffer_bytes` on the way. It is open afterwards.
+    async def _wait_room(self, stint: int) -> None:
+        """Back-pressure: not more than `producer_buffer_bytes` on the way. It is open afterwards,
+        and the transaction is still the one that it was.
 
         There is room again when a batch is settled, which its time limit sees to.
         """
@@ -189,6 +193,11 @@ class Producer:
             self._room.clear()
             await self._room.wait()
             self._check_open()
+        if stint != self._stint:
+            raise LedgerStreamError(
+                "The transaction in which this was sent has ended without it.",
+                "Await each send before the end of its transaction.",
+            )
 
     def _choose(self, topic: KnownTopic, key: bytes | None) -> int:
         """Java's partitioner: murmur2 of the key; without one, in turn."""

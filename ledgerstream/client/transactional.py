@@ -180,6 +180,7 @@ class TransactionalProducer(Producer):
         if self.transaction_state.phase is Phase.NEW:
             await self._take_identity()
         self.transaction_state.begin()
+        self._stint += 1
         assert self.transaction_state.identity is not None
         sender = self._sender
         assert isinstance(sender, TxnSender)

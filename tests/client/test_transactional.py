@@ -148,6 +148,22 @@ async def test_a_producer_that_is_closed_leaves_nothing_open(both: Client, topic
     assert await values(both, topic) == []
 
 
+async def test_a_send_that_was_not_awaited_is_not_in_the_next_transaction(
+    client: Client, topic: str
+) -> None:
+    await client.create_topic(topic, 1)
+    producer = await client.transactional(f"t-{topic}")
+    await producer.begin()
+    client.cluster.forget(topic)
+    late = asyncio.ensure_future(producer.send(topic, b"late"))
+    await asyncio.sleep(0)  # it has begun, and asks for the topic
+    await producer.commit()
+    async with producer.transaction():
+        with pytest.raises(LedgerStreamError, match="has ended without it"):
+            await late
+    assert await values(client, topic) == []
+
+
 async def test_nothing_is_sent_outside_of_a_transaction(client: Client, topic: str) -> None:
     producer = await client.transactional(f"t-{topic}")
     with pytest.raises(LedgerStreamError, match="ready, not open"):
