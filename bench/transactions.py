@@ -16,7 +16,7 @@ from bench.sides import Side, both
 from tests.peers import kafka
 
 KAFKA = f"Apache Kafka {kafka.VERSION}"
-COPIED = 50_000
+COPIED = 30_000
 PER_TRANSACTION, TRANSACTIONS, ABORTED = 1_000, 1_000, 5  # each fifth is aborted
 COPIER_TIME = "%Y/%m/%d %H:%M:%S:%f"
 
@@ -84,7 +84,7 @@ def read_process_write() -> Iterator[Row]:
             began, ended = (_clock(line["time"]) for line in (lines[0], lines[-1]))
             return COPIED / (ended - began).total_seconds()
 
-        mine, theirs = in_turn(lambda: run(us), lambda: run(peer))
+        mine, theirs = in_turn(lambda: run(us), lambda: run(peer), pairs=3)
     yield Row("read_process_write",
               "TransactionalMessageCopier, 500 records of 100 B and their offsets a transaction",
               "records/s", mine, theirs, KAFKA, "higher", 0.8, 1.2)  # fmt: skip
@@ -116,6 +116,7 @@ def read_committed() -> Iterator[Row]:
         mine, theirs = in_turn(
             lambda: run(us),
             (lambda p=peer: run(p)) if peer else None,  # type: ignore[misc]
+            pairs=3,
         )
         columns, _ = in_turn(lambda: read_by_ours(us.address, topics[us.name]), None)
     yield Row("read_committed", "48-byte rows, a fifth aborted, by assignment, confluent-kafka",

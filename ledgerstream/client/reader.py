@@ -315,14 +315,18 @@ def _committed(data: bytes, aborted: Sequence[Any], start: int) -> tuple[bytes, 
         return data, next_offset
     opens = deque(sorted((entry.first_offset, entry.producer_id) for entry in aborted))
     aborting: set[int] = set()
-    kept: list[bytes] = []
+    whole = memoryview(data)
+    kept: list[memoryview] = []  # runs of batches: each is copied once, whatever its length
+    run_at = end = 0
     for at, header in batches.headers(data):
         while opens and opens[0][0] < header.next_offset:
             aborting.add(opens.popleft()[1])
         next_offset = max(next_offset, header.next_offset)
+        end = at + header.size
         if header.control:
             aborting.discard(header.producer_id)
         elif header.transactional and header.producer_id in aborting:
-            continue
-        kept.append(data[at : at + header.size])
+            kept.append(whole[run_at:at])
+            run_at = end
+    kept.append(whole[run_at:end])
     return b"".join(kept), next_offset
