@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.broker.server import Connection, Exchange
+from ledgerstream.wire import messages
 from ledgerstream.wire.messages import RequestHeader
 from ledgerstream.wire.versions import BROKER_VERSIONS, Api
 
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
 
+_HEAD, _SIZE_BYTES = struct.Struct(">ii"), 4  # a reply's length, of what follows it, and its id
 # features by their level, and what each takes: clients switch over by the feature alone
 TRANSACTION_VERSION, GROUP_VERSION = "transaction.version", "group.version"
 _NEEDS: dict[tuple[str, int], dict[Api, int]] = {
@@ -43,11 +47,19 @@ _KEYS = [
 
 
 def handle(node: Node, exchange: Exchange) -> None:
-    request = exchange.message
-    if exchange.header.version >= 3 and not _plausible(request):
-        exchange.answer(**_fields(ErrorCode.invalid_request))
-        return
-    exchange.answer(**_fields(ErrorCode.none))
+    header, error = exchange.header, ErrorCode.none
+    if header.version >= 3 and not _plausible(exchange.message):
+        error = ErrorCode.invalid_request
+    content = _content(header.version, error)
+    head = _HEAD.pack(_HEAD.size - _SIZE_BYTES + len(content), header.correlation_id)
+    exchange.send((head, content))
+
+
+@cache
+def _content(version: int, error: ErrorCode) -> bytes:
+    """All of the reply but its length and correlation id. It is the same for every client, and
+    each asks for it first: a thousand that come at once wait for nothing else."""
+    return messages.write_response(Api.API_VERSIONS, version, 0, _fields(error))[_HEAD.size :]
 
 
 def answer_unsupported(connection: Connection, correlation_id: int, size: int) -> None:
