@@ -280,8 +280,8 @@ def _declared(topic: str | Topic, event: type[Event] | None, key: str | None) ->
         return Topic(topic, event, key)
     if known is None:
         raise ConfigError(
-            f"no processor here has declared the topic {topic!r}.",
-            "Import it, or give the event type and its key: ls.write(topic, frame, Payment, "
-            'key="customer").',
+            f"No processor that is imported here has declared the topic {topic!r}.",
+            f"Import one, or give the event type: ls.read({topic!r}, event=Payment), or "
+            f'ls.write({topic!r}, frame, Payment, key="customer").',
         )
     return known
