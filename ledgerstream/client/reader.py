@@ -37,7 +37,10 @@ _MOVED = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole batches of one partition.
+    """Whole batches of one partition, as they stand in the log.
+
+    `headers(data)` of `ledgerstream.wire.batches` names each and where it is, `records(data, at)`
+    has its records, those before `start` too; a `control` batch has markers instead.
 
     `data` may begin before `start` (the offset that was asked for) and ends before `next_offset`.
     `end_offset` is where a reader of this isolation level could read to when it was fetched.
