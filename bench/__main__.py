@@ -33,6 +33,9 @@ MODULES = (
 
 
 def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{__doc__}\n\nIDs: {', '.join(ROWS)}")
+        return
     asked = sys.argv[1:] or list(ROWS)
     names = {"produce_cpu": "produce", "txn_rate": "txn_latency"}  # measured in the same runs
     unknown = [name for name in asked if names.get(name, name) not in ROWS]
