@@ -12,6 +12,9 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+GROUPED = ("topic", "dead-letters", "generate", "state", "transactions")  # commands with a verb
+
+
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language; every other piece between fences is one."""
     fenced = re.split(r"^```", README, flags=re.MULTILINE)[1::2]
@@ -40,7 +43,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_exists_with_its_options(command: str) -> None:
     words = command.split()[1:]
-    verbs = words[: 2 if words[0] in ("topic", "dead-letters", "generate") else 1]
+    verbs = words[: 2 if words[0] in GROUPED else 1]
     done = subprocess.run(
         [Path(sys.executable).with_name("ledgerstream"), *verbs, "--help"],
         capture_output=True, text=True, check=False,
