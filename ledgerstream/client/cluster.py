@@ -63,6 +63,7 @@ class Cluster:
         self.controller = -1
         self.topics: dict[str, KnownTopic] = {}
         self._read_at: dict[str, float] = {}
+        self._missing_since: dict[str, float] = {}  # topics that brokers do not know
         self._connections: dict[int, Connection] = {}
         self._opening: dict[int, asyncio.Task[Connection]] = {}
         self._refresh: dict[tuple[str, bool], asyncio.Task[KnownTopic]] = {}
@@ -168,9 +169,10 @@ class Cluster:
         (topic,) = reply.topics
         if topic.error_code is not ErrorCode.none:
             error = kafka_error(topic.error_code, f"Topic {name!r}")
-            if topic.error_code is ErrorCode.unknown_topic_or_partition and not create:
-                error.retriable = False
+            if topic.error_code is ErrorCode.unknown_topic_or_partition:
+                error.retriable = create and not self._is_missing_for_good(name)
             raise error
+        self._missing_since.pop(name, None)
         known = KnownTopic(name, getattr(topic, "topic_id", None))
         for part in sorted(topic.partitions, key=lambda part: int(part.partition_index)):
             known.leaders[part.partition_index] = part.leader_id
@@ -178,6 +180,15 @@ class Cluster:
         self.topics[name] = known
         self._read_at[name] = asyncio.get_running_loop().time()
         return known
+
+    def _is_missing_for_good(self, name: str) -> bool:
+        """A broker that creates topics when they are asked for would have done so by now."""
+        now = asyncio.get_running_loop().time()
+        missing_s = now - self._missing_since.setdefault(name, now)
+        if missing_s * 1000 < self.limits.topic_created_ms_max:
+            return False
+        del self._missing_since[name]
+        return True
 
     async def look(self) -> None:
         """Learn who the brokers are, by one request to any of them."""

@@ -40,6 +40,7 @@ V2_NEEDS = {Api.PRODUCE: 12, Api.END_TXN: 5, Api.TXN_OFFSET_COMMIT: 5}
 # the highest versions whose requests do not add partitions by themselves
 PRODUCE_V1, END_V1, OFFSETS_V1 = 11, 4, 4
 TWO_PHASE_SINCE = 6  # of InitProducerId (KIP-939)
+NOT_ALLOWED = ErrorCode.transactional_id_authorization_failed
 
 
 class TxnSender(Sender):
@@ -273,6 +274,8 @@ class TransactionalProducer(Producer):
         try:
             reply = await self.cluster.retrying(f"a producer id for {state.txn_id!r}", ask)
         except KafkaError as error:
+            if state.two_phase and error.code == NOT_ALLOWED.value:
+                error.remedy = "Transactions in two phases are off there: --two-phase-commit."
             state.end_all(ErrorCode(error.code), error)
             assert state.error is not None
             raise state.error from error

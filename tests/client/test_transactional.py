@@ -164,6 +164,28 @@ async def test_a_send_that_was_not_awaited_is_not_in_the_next_transaction(
     assert await values(client, topic) == []
 
 
+async def test_a_topic_that_is_not_there_is_told_of_soon(tmp_path: Path) -> None:
+    async with (
+        await Broker.embedded(tmp_path, auto_create_topics=False) as broker,
+        await Client.connect(broker.address) as client,
+    ):
+        producer = await client.transactional("t")
+        await producer.begin()
+        async with asyncio.timeout(20):
+            with pytest.raises(KafkaError, match="there is no such topic"):
+                await producer.send("none", b"x")
+        await producer.abort()
+
+
+async def test_a_broker_without_two_phases_says_which_option_it_is(tmp_path: Path) -> None:
+    async with (
+        await Broker.embedded(tmp_path, two_phase_commit=False) as broker,
+        await Client.connect(broker.address) as client,
+    ):
+        with pytest.raises(KafkaError, match="--two-phase-commit"):
+            await client.transactional("t", two_phase=True)
+
+
 async def test_nothing_is_sent_outside_of_a_transaction(client: Client, topic: str) -> None:
     producer = await client.transactional(f"t-{topic}")
     with pytest.raises(LedgerStreamError, match="ready, not open"):
