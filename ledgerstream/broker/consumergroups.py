@@ -84,20 +84,18 @@ def _beat(
             return
     decision = shard.machine.decide_beat(name, beat, node.now_ms(), matched)
     reply = decision.reply
-    members = 0
 
-    def done(error: ErrorCode) -> None:
-        _answer(
-            exchange,
-            reply if error is ErrorCode.none else Beaten(error),
-            _interval_ms(node.limits, members, reply),
-        )
+    def done(error: ErrorCode) -> None:  # at once, where there was nothing to write
+        if error is not ErrorCode.none:
+            _answer(exchange, Beaten(error), 0)
+            return
+        group = shard.machine.modern(name) if shard.ready else None
+        members = 0 if group is None else len(group.members)
+        _answer(exchange, reply, _interval_ms(node.limits, members, reply))
 
     groups.perform(shard, decision, done)
     if reply.error is ErrorCode.none and shard.ready:
         shard.machine.beaten(name, beat.member_id, groups.at_ms)
-        group = shard.machine.modern(name)
-        members = 0 if group is None else len(group.members)
         groups.schedule(shard)
 
 

@@ -24,6 +24,7 @@ from ledgerstream.wire.described import read_described
 from ledgerstream.wire.markers import coordinator_partition
 from ledgerstream.wire.versions import Api
 from tests.broker.fulldisk import full_for
+from tests.differential.consumergroups import Member
 from tests.differential.groups import Group
 from tests.differential.raw import Raw
 from tests.differential.scenarios import create
@@ -400,6 +401,29 @@ async def test_a_heartbeat_writes_nothing_and_waits_for_nothing(tmp_path: Path) 
         ends: list[int] = []
         await asyncio.to_thread(beats)
         assert ends[0] == ends[1] > 0
+
+
+def test_members_of_a_large_group_are_heard_of_less_often(our_broker: Broker, topic: str) -> None:
+    """5 ms for each member of it, also in the answer to a heartbeat that wrote nothing."""
+    count = 120
+    with Raw(our_broker.address) as raw:
+        create(raw, topic)
+        members = [Member(raw, topic, f"m{n}", topic) for n in range(count)]
+        for member in members:
+            assert member.join()[0] == "none"
+        first = members[0]
+        intervals = []
+        for _ in range(3):
+            reply = raw.ask(
+                Api.CONSUMER_GROUP_HEARTBEAT, 1, group_id=topic, member_id=first.name,
+                member_epoch=first.epoch, topic_partitions=None, rebalance_timeout=-1,
+            )  # fmt: skip
+            assert reply["error_code"] == "none"
+            first.epoch = reply["member_epoch"]
+            intervals.append(reply["heartbeat_interval"])
+        assert intervals[-2:] == [5 * count] * 2
+        for member in members:
+            member.leave()
 
 
 @pytest.mark.skipif(kafka.why_absent() is not None, reason=str(kafka.why_absent()))
