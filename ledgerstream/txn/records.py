@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from ledgerstream.errors import DecodeError
-from ledgerstream.wire.batches import read_unsigned_varint
+from ledgerstream.wire.batches import read_unsigned_varint, unsigned_varint
 
 NO_ID = NO_EPOCH = NO_TIME = -1
 EPOCH_MAX = 2**15 - 1  # kept back: the coordinator must be able to fence whoever is there
@@ -120,10 +120,10 @@ def _encode_value(txn: Txn) -> bytes:
         out += b"\x00"  # null
     else:
         topics = _by_topic(txn.partitions)
-        out += _varint(len(topics) + 1)
+        out += unsigned_varint(len(topics) + 1)
         for topic, indexes in topics:
             name = topic.encode()
-            out += _varint(len(name) + 1) + name + _varint(len(indexes) + 1)
+            out += unsigned_varint(len(name) + 1) + name + unsigned_varint(len(indexes) + 1)
             out += struct.pack(f">{len(indexes)}i", *indexes) + b"\x00"
     out += _TIMES.pack(txn.updated_ms, txn.started_ms)
     tags = [
@@ -137,9 +137,9 @@ def _encode_value(txn: Txn) -> bytes:
         )
         if number != default
     ]
-    out += _varint(len(tags))
+    out += unsigned_varint(len(tags))
     for tag, content in tags:
-        out += _varint(tag) + _varint(len(content)) + content
+        out += unsigned_varint(tag) + unsigned_varint(len(content)) + content
     return bytes(out)
 
 
@@ -225,12 +225,3 @@ def _by_topic(partitions: Iterable[TopicPartition]) -> list[tuple[str, list[int]
     for topic, index in sorted(partitions):
         topics.setdefault(topic, []).append(index)
     return list(topics.items())
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append((value & 0x7F) | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

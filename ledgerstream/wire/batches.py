@@ -239,6 +239,18 @@ def read_unsigned_varint(data: Buffer, at: int) -> tuple[int, int]:
         shift += 7
 
 
+def unsigned_varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the high bit says that more follow."""
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append((value & 0x7F) | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
 def read_varint(data: Buffer, at: int) -> tuple[int, int]:
     """(value, next position) of a zigzag number."""
     raw, at = read_unsigned_varint(data, at)

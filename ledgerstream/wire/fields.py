@@ -13,17 +13,14 @@ from typing import TypeVar
 from uuid import UUID
 
 from ledgerstream.errors import DecodeError
-from ledgerstream.wire.batches import read_unsigned_varint
+from ledgerstream.wire.batches import read_unsigned_varint, unsigned_varint
 
 I8, I16, I32, I64 = (struct.Struct(form) for form in (">b", ">h", ">i", ">q"))
 T = TypeVar("T")
 
 
 def put_varint(out: bytearray, value: int) -> None:
-    while value >= 0x80:
-        out.append((value & 0x7F) | 0x80)
-        value >>= 7
-    out.append(value)
+    out += unsigned_varint(value)
 
 
 def put_bytes(out: bytearray, value: bytes | None) -> None:

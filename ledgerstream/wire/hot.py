@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ledgerstream.errors import DecodeError, ProtocolError
-from ledgerstream.wire.batches import Buffer, read_unsigned_varint
+from ledgerstream.wire.batches import Buffer, read_unsigned_varint, unsigned_varint
 from ledgerstream.wire.messages import skip_tags
 
 FETCH_FLEXIBLE = 12
@@ -174,27 +174,15 @@ def _read_string(frame: Buffer, at: int, flexible: bool) -> tuple[str | None, in
     return bytes(frame[at : at + size]).decode(), at + size
 
 
-def varint(value: int) -> bytes:
-    """An unsigned varint."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append((value & 0x7F) | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _string(value: str | None, flexible: bool) -> bytes:
     if value is None:
         return b"\x00" if flexible else b"\xff\xff"
     raw = value.encode()
-    return (varint(len(raw) + 1) if flexible else struct.pack(">h", len(raw))) + raw
+    return (unsigned_varint(len(raw) + 1) if flexible else struct.pack(">h", len(raw))) + raw
 
 
 def _count(value: int, flexible: bool) -> bytes:
-    return varint(value + 1) if flexible else _I32.pack(value)
+    return unsigned_varint(value + 1) if flexible else _I32.pack(value)
 
 
 def _topic(name: str, topic_id: UUID | None, by_id: bool, flexible: bool) -> bytes:
