@@ -372,10 +372,7 @@ class ConsumerGroup:
         changed = (
             (member.topics, member.regex) != (before.topics, before.regex)
             or (is_new and replaced is None)
-            or any(
-                isinstance(r, Regex) or (isinstance(r, Gone) and r.key is Key.REGEX)
-                for r in records
-            )
+            or regexes is not self.regexes
         )
         epoch = self._epoch_after(changed, members, regexes, records)
         target_epoch = self.target_epoch

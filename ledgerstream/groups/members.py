@@ -7,16 +7,17 @@ who is told what once they are durable.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from kio.schema.errors import ErrorCode
 
+from ledgerstream.errors import DecodeError
 from ledgerstream.groups.records import GroupRecord, MemberMetadata
 from ledgerstream.groups.timers import Timer
 from ledgerstream.machine import Decision
+from ledgerstream.wire.fields import Fields
 
 Ticket = Any
 CONSUMER = "consumer"  # the protocol type whose subscriptions are understood here
@@ -151,16 +152,11 @@ def subscribed_topics(subscription: bytes) -> frozenset[str] | None:
 
     None where it is not one; versions only add to what the first has.
     """
+    fields = Fields(subscription)
     try:
-        (count,) = struct.unpack_from(">i", subscription, 2)
-        at, found = 6, []
-        for _ in range(count):
-            (size,) = struct.unpack_from(">h", subscription, at)
-            name = subscription[at + 2 : at + 2 + size]
-            if size < 0 or len(name) < size:
-                return None
-            found.append(name.decode())
-            at += 2 + size
-    except (struct.error, ValueError):
+        fields.i16()
+        names = fields.plain_array(fields.nullable_plain_string)
+    except DecodeError:
         return None
-    return frozenset(found)
+    found = frozenset(name for name in names if name is not None)
+    return None if None in names else found

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from ledgerstream.errors import DecodeError
 from ledgerstream.groups import consumerrecords
 from ledgerstream.groups.consumerrecords import ConsumerRecord
-from ledgerstream.wire.batches import read_unsigned_varint
+from ledgerstream.wire.batches import unsigned_varint
+from ledgerstream.wire.fields import I16, I32, I64, Fields
 
 NO_TIME = NO_EPOCH = -1
 TEXT_BYTES_MAX = 2**15 - 1  # of the format: no longer string can be written
@@ -84,7 +85,7 @@ class GroupForgotten(NamedTuple):
 
 GroupRecord = OffsetCommitted | OffsetForgotten | GroupMetadata | GroupForgotten | ConsumerRecord
 
-_I16, _I32, _I64 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
+T = TypeVar("T")
 
 
 class GroupCodec:
@@ -97,16 +98,16 @@ class GroupCodec:
             case OffsetForgotten():
                 return _offset_key(record), None
             case GroupMetadata():
-                return _I16.pack(GROUP_KEY) + _text(record.group), _group_value(record)
+                return I16.pack(GROUP_KEY) + _text(record.group), _group_value(record)
             case GroupForgotten():
-                return _I16.pack(GROUP_KEY) + _text(record.group), None
+                return I16.pack(GROUP_KEY) + _text(record.group), None
         return consumerrecords.encode(record)
 
     def decode(self, key: bytes, value: bytes | None) -> GroupRecord | None:
         """None: of a kind or version that is not known here. Raises DecodeError for damage."""
         try:
             return _decode(key, value)
-        except (struct.error, ValueError, IndexError) as error:
+        except ValueError as error:
             raise DecodeError(f"A record of the groups' log is malformed: {error}") from error
 
 
@@ -129,20 +130,20 @@ def _decode(key: bytes, value: bytes | None) -> GroupRecord | None:
 
 def _offset_key(record: OffsetCommitted | OffsetForgotten) -> bytes:
     group, topic, partition = record[:3]
-    return _I16.pack(OFFSET_KEY) + _text(group) + _text(topic) + _I32.pack(partition)
+    return I16.pack(OFFSET_KEY) + _text(group) + _text(topic) + I32.pack(partition)
 
 
 def _offset_value(record: OffsetCommitted) -> bytes:
-    committed = _I64.pack(record.committed_ms)
+    committed = I64.pack(record.committed_ms)
     if record.expires_ms != NO_TIME:
         head = struct.pack(">hq", OFFSET_VALUE_EXPIRING, record.offset) + _text(record.metadata)
-        return head + committed + _I64.pack(record.expires_ms)
+        return head + committed + I64.pack(record.expires_ms)
     head = struct.pack(">hqi", OFFSET_VALUE, record.offset, record.leader_epoch)
     metadata = record.metadata.encode()
     tags = b"\x00"
     if record.topic_id is not None:
         tags = bytes((1, TOPIC_ID_TAG, TOPIC_ID_BYTES)) + record.topic_id.bytes
-    return head + _varint(len(metadata) + 1) + metadata + committed + tags
+    return head + unsigned_varint(len(metadata) + 1) + metadata + committed + tags
 
 
 def _read_offset(group: str, topic: str, partition: int, value: bytes) -> OffsetCommitted | None:
@@ -166,16 +167,16 @@ def _read_offset(group: str, topic: str, partition: int, value: bytes) -> Offset
 
 
 def _group_value(record: GroupMetadata) -> bytes:
-    out = bytearray(_I16.pack(GROUP_VALUE))
-    out += _text(record.protocol_type) + _I32.pack(record.generation)
+    out = bytearray(I16.pack(GROUP_VALUE))
+    out += _text(record.protocol_type) + I32.pack(record.generation)
     out += _text_or_null(record.protocol) + _text_or_null(record.leader)
-    out += _I64.pack(record.since_ms) + _I32.pack(len(record.members))
+    out += I64.pack(record.since_ms) + I32.pack(len(record.members))
     for member in record.members:
         out += _text(member.member_id) + _text_or_null(member.instance_id)
         out += _text(member.client_id) + _text(member.client_host)
         out += struct.pack(">ii", member.rebalance_ms, member.session_ms)
         for content in (member.subscription, member.assignment):
-            out += _I32.pack(len(content)) + content
+            out += I32.pack(len(content)) + content
     return bytes(out)
 
 
@@ -188,7 +189,7 @@ def _read_group(group: str, value: bytes) -> GroupMetadata | None:
     protocol_type, generation = found.text(), found.i32()
     protocol, leader = found.text_or_null(), found.text_or_null()
     since_ms = found.i64() if version >= 2 else NO_TIME
-    members = tuple(_read_member(found, version) for _ in range(found.count()))
+    members = tuple(found.items(lambda: _read_member(found, version)))
     return GroupMetadata(group, protocol_type, generation, protocol, leader, since_ms, members)
 
 
@@ -217,76 +218,36 @@ def fits(text: str | None) -> bool:
 
 def _text(text: str) -> bytes:
     data = text.encode()
-    return _I16.pack(len(data)) + data
+    return I16.pack(len(data)) + data
 
 
 def _text_or_null(text: str | None) -> bytes:
-    return _I16.pack(-1) if text is None else _text(text)
+    return I16.pack(-1) if text is None else _text(text)
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append((value & 0x7F) | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+class _Reader(Fields):
+    """Fields in the form that the record's version has. Raises DecodeError where it ends early."""
 
-
-class _Reader:
-    """Fields one after the other. Raises struct.error, ValueError or IndexError at the end."""
-
-    __slots__ = ("_at", "_data", "flexible")
+    __slots__ = ("flexible",)
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+        super().__init__(data)
         self.flexible = False
-
-    def i16(self) -> int:
-        return self._number(_I16)
-
-    def i32(self) -> int:
-        return self._number(_I32)
-
-    def i64(self) -> int:
-        return self._number(_I64)
 
     def text(self) -> str:
         found = self.text_or_null()
         if found is None:
-            raise ValueError("a text that has to be there is null")
+            raise DecodeError("A name that has to be there is null.")
         return found
 
     def text_or_null(self) -> str | None:
-        size = self._size(self.i16)
-        return None if size < 0 else self._take(size).decode()
+        return self.nullable_string() if self.flexible else self.nullable_plain_string()
 
     def content(self) -> bytes:
-        return self._take(max(self._size(self.i32), 0))
+        return self.blob() if self.flexible else self.raw(max(self.i32(), 0))
 
-    def count(self) -> int:
-        return max(self._size(self.i32), 0)
+    def items(self, take: Callable[[], T]) -> list[T]:
+        return self.array(take) if self.flexible else self.plain_array(take)
 
     def tags(self) -> dict[int, bytes]:
-        if not self.flexible:
-            return {}
-        return {self._varint(): self._take(self._varint()) for _ in range(self._varint())}
-
-    def _size(self, fixed: Callable[[], int]) -> int:
-        return self._varint() - 1 if self.flexible else fixed()
-
-    def _varint(self) -> int:
-        value, self._at = read_unsigned_varint(self._data, self._at)
-        return value
-
-    def _number(self, form: struct.Struct) -> int:
-        (value,) = form.unpack_from(self._data, self._at)
-        self._at += form.size
-        return int(value)
-
-    def _take(self, size: int) -> bytes:
-        found = self._data[self._at : self._at + size]
-        if len(found) < size:
-            raise ValueError("it ends too early")
-        self._at += size
-        return found
+        return super().tags() if self.flexible else {}
