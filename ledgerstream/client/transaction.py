@@ -128,6 +128,11 @@ class Transaction:
                 f"The transaction of {self.txn_id!r} has failed: {self.error}",
                 "Abort it; then the next one may begin.",
             ) from self.error
+        if self.phase is Phase.ENDING:
+            raise LedgerStreamError(
+                f"Cannot {what} now: the end of {self.txn_id!r} was asked for and not answered.",
+                "Ask for the same end again.",
+            )
         wanted = " or ".join(phases)
         raise LedgerStreamError(
             f"Cannot {what} now: the producer of {self.txn_id!r} is {self.phase}, not {wanted}."
@@ -181,7 +186,11 @@ class Transaction:
 
         An abort of a doomed transaction that nothing is known of still goes out under V2: it takes
         the epoch away from what may come late. Under V1 a new InitProducerId does (`phase` NEW).
+        Who was cancelled while it was asked asks again, the same.
         """
+        if self._ending is not None and self._ending.committed == committed:
+            self.doubtful = True
+            return self._ending
         if committed:
             self.check("commit", Phase.OPEN, Phase.PREPARED, Phase.FOUND)
         else:

@@ -8,6 +8,7 @@ epoch is taken (see there).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -190,7 +191,8 @@ class TransactionalProducer(Producer):
     async def commit(self) -> None:
         """Everything sent is flushed first, and the transaction is decided when this returns.
 
-        Raises TransactionError if something of it failed: then it can only be aborted.
+        Raises TransactionError if something of it failed: then it can only be aborted. If this is
+        cancelled, call it again: the same question is asked until it is answered.
         """
         await self.flush()
         await self._end_transaction(committed=True)
@@ -241,6 +243,11 @@ class TransactionalProducer(Producer):
         except (LedgerStreamError, *TRANSPORT_ERRORS) as error:
             self._failed(error, doubtful=not isinstance(error, KafkaError))
             self.transaction_state.check("send offsets", Phase.OPEN)
+        except (
+            asyncio.CancelledError
+        ):  # they may arrive all the same: no commit may take them along
+            self._failed(LedgerStreamError(f"Sending {what} was cancelled."), doubtful=True)
+            raise
         self.transaction_state.touch()
 
     async def close(self, *, flush: bool = True) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client, Fenced, TransactionError, transactional
 from ledgerstream.client.offsets import EARLIEST, LATEST
+from ledgerstream.client.transaction import Phase
 from ledgerstream.errors import KafkaError, LedgerStreamError
 from ledgerstream.wire import batches
 from ledgerstream.wire.versions import Api
@@ -137,6 +141,61 @@ async def test_offsets_are_committed_with_what_was_made_of_them(
     async with producer.transaction():
         await producer.send_offsets({(topic, 0): 8}, group)
     assert await both.committed(group, [(topic, 0)]) == {(topic, 0): 8}
+
+
+async def cancelled_after(steps: int, work: Coroutine[Any, Any, None]) -> bool:
+    """Let the loop turn so often, then cancel; whether there was something to cancel."""
+    task = asyncio.ensure_future(work)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    cancelled = task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return cancelled
+
+
+async def test_offsets_whose_sending_was_cancelled_are_not_in_the_next_transaction(
+    client: Client, topic: str, kind: str
+) -> None:
+    """Wherever the caller gives up: their request may be on its way, or already answered."""
+    await client.create_topic(topic, 1)
+    producer, group, steps = await client.transactional(f"t-{topic}"), f"g-{topic}", 0
+    async with producer.transaction():
+        await producer.send_offsets({(topic, 0): 1}, group)
+    cancelled = True
+    while cancelled:
+        await producer.begin()
+        work = producer.send_offsets({(topic, 0): 9}, group)
+        cancelled = await cancelled_after(steps, work)
+        await producer.abort()
+        async with producer.transaction():
+            await producer.send(topic, b"other work")
+        assert await client.committed(group, [(topic, 0)]) == {(topic, 0): 1}
+        steps += 1
+    assert steps > 5
+
+
+async def test_a_commit_that_was_cancelled_is_asked_for_again(
+    client: Client, topic: str, kind: str
+) -> None:
+    await client.create_topic(topic, 1)
+    producer, steps, again, expected = await client.transactional(f"t-{topic}"), 0, 0, []
+    cancelled = True
+    while cancelled:
+        await producer.begin()
+        await producer.send(topic, b"%d" % steps)
+        expected.append(b"%d" % steps)
+        cancelled = await cancelled_after(steps, producer.commit())
+        if producer.transaction_state.phase is Phase.ENDING:
+            with pytest.raises(LedgerStreamError, match="not answered") as found:
+                await producer.begin()
+            assert "again" in found.value.remedy
+            again += 1
+        if producer.transaction_state.phase is not Phase.READY:
+            await producer.commit()
+        steps += 1
+    assert again > 2
+    assert await values(client, topic) == expected
 
 
 async def test_a_producer_that_is_closed_leaves_nothing_open(both: Client, topic: str) -> None:
