@@ -46,7 +46,7 @@ def parse_addresses(servers: str) -> list[tuple[str, int]]:
     found = []
     for part in servers.removeprefix("kafka://").split(","):
         host, _, port = part.strip().rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not (port.isdecimal() and port.isascii() and 0 < int(port) < 2**16):
             raise ConfigError(f"{part!r} is not a broker's address.", "Give host:port.")
         found.append((host.strip("[]"), int(port)))
     return found

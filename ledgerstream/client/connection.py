@@ -75,7 +75,10 @@ class Connection(asyncio.BufferedProtocol):
         """Connect and negotiate versions. Raises OSError, TimeoutError or ProtocolError."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(limits.connect_ms_max / 1000):
-            _, made = await loop.create_connection(lambda: cls(client_id, limits), host, port)
+            try:
+                _, made = await loop.create_connection(lambda: cls(client_id, limits), host, port)
+            except (UnicodeError, OverflowError) as error:  # no name, or no port
+                raise ConnectionError(f"{host}:{port} is no address: {error}") from error
             connection = made
             try:
                 await connection._negotiate()

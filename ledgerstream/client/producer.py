@@ -8,6 +8,7 @@ milliseconds. `lane.py` holds a partition's batches in order and decides what is
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class Producer:
         record may be in the log.
         """
         record = _record(key, value, timestamp, headers)
+        if partition is not None:
+            partition = whole("A partition", partition)
         self._check_open()
         stint = self._stint
         known = await self.cluster.topic(topic, create=True)
@@ -278,16 +281,38 @@ def _record(
     headers: Sequence[tuple[str, bytes | None]],
 ) -> NewRecord:
     """A record that can be encoded whatever happens later. Raises ConfigError."""
-    for what, part in (("key", key), ("value", value), *headers):
-        if not isinstance(what, str):
-            raise ConfigError(f"A record header's name is text, not {type(what).__name__}.")
-        if part is not None and not isinstance(part, (bytes, bytearray, memoryview)):
-            raise ConfigError(f"A record's {what} is bytes or None, not {type(part).__name__}.")
     if timestamp is None:
         timestamp = time.time_ns() // 1_000_000
-    elif not 0 <= timestamp < 2**63:
+    timestamp = whole("A record's timestamp", timestamp)
+    if not 0 <= timestamp < 2**63:
         raise ConfigError(f"A record's timestamp is ms since 1970, not {timestamp}.")
-    return NewRecord(key, value, timestamp, tuple(headers))
+    named = []
+    for name, content in headers:
+        if not isinstance(name, str):
+            raise ConfigError(f"A record header's name is text, not {type(name).__name__}.")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"A record header's name {name!r} is no UTF-8: {error}.") from error
+        named.append((name, _content(f"header {name!r}", content)))
+    return NewRecord(_content("key", key), _content("value", value), timestamp, tuple(named))
+
+
+def _content(what: str, given: Buffer | None) -> bytes | None:
+    """A part of a record as bytes: those of a view, whatever it is a view of."""
+    if given is None or isinstance(given, bytes):
+        return given
+    if isinstance(given, (bytearray, memoryview)):
+        return bytes(given)
+    raise ConfigError(f"A record's {what} is bytes or None, not {type(given).__name__}.")
+
+
+def whole(what: str, given: object) -> int:
+    """An integer of any type as Python's. Raises ConfigError."""
+    try:
+        return operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"{what} is an integer, not {given!r}.") from None
 
 
 def _tell_each(done: asyncio.Future[int], futures: list[asyncio.Future[int]]) -> None:

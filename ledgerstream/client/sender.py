@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from crc32c import crc32c
 from kio.schema.errors import ErrorCode
@@ -149,8 +150,14 @@ class Sender:
         trouble = "the broker left it out of its answer"
         try:
             async with asyncio.timeout_at(deadline):
-                connection = await self.cluster.connection(broker)
-            answers = await self._exchange(connection, taken, deadline)
+                opened = await self.cluster.connection(broker)
+            known = {lane.topic: self.cluster.topics.get(lane.topic) for lane, _, _ in taken}
+            ids = {name: topic.topic_id for name, topic in known.items() if topic is not None}
+            if len(ids) == len(known):
+                connection = opened
+                answers = await self._exchange(connection, taken, ids, deadline)
+            else:
+                trouble = "one of its topics was deleted here meanwhile"
         except (LedgerStreamError, *TRANSPORT_ERRORS) as error:
             trouble = words(error)
         finally:
@@ -173,9 +180,10 @@ class Sender:
             now = asyncio.get_running_loop().time()
             lane.pause(now, self.limits.retry_first_ms, self.limits.retry_ms_max)
 
-    async def _exchange(self, connection: Connection, taken: Taken, deadline: float) -> Answers:
+    async def _exchange(
+        self, connection: Connection, taken: Taken, ids: Mapping[str, UUID | None], deadline: float
+    ) -> Answers:
         version = min(connection.version(Api.PRODUCE), self.produce_version_max)
-        ids = {lane.topic: self.cluster.topics[lane.topic].topic_id for lane, _, _ in taken}
         if version >= hot.PRODUCE_TOPIC_IDS and any(i is None for i in ids.values()):
             version = hot.PRODUCE_TOPIC_IDS - 1
         topics: dict[str, list[tuple[int, Sequence[Buffer]]]] = {}

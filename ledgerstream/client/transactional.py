@@ -24,7 +24,7 @@ from ledgerstream.client.groupoffsets import (
     worst_of_offsets,
 )
 from ledgerstream.client.lane import Lane
-from ledgerstream.client.producer import Producer
+from ledgerstream.client.producer import Producer, whole
 from ledgerstream.client.sender import Sender
 from ledgerstream.client.transaction import Identity, Phase, Transaction, TransactionError
 from ledgerstream.errors import (
@@ -215,14 +215,18 @@ class TransactionalProducer(Producer):
         await self.flush()
         return self.transaction_state.prepare()
 
-    async def complete(self, stored: Identity | None) -> bool:
+    async def complete(self, stored: Sequence[int] | None) -> bool:
         """Commit the transaction that was found prepared if it is the one that was `stored`, and
-        abort it otherwise. Whether it was committed; False too where none was found."""
+        abort it otherwise. Whether it was committed; False too where none was found.
+
+        stored: what `prepare` returned: two integers, however they were kept; None if nothing was.
+        """
+        kept = None if stored is None else _kept(stored)
         found = self.found
         if found is None:
             return False
-        await self._end_transaction(committed=found == stored)
-        return found == stored
+        await self._end_transaction(committed=found == kept)
+        return found == kept
 
     async def send_offsets(
         self, offsets: Mapping[TopicPartition, int], group: GroupMetadata | str
@@ -399,6 +403,19 @@ class TransactionalProducer(Producer):
     def _failed(self, error: Exception, *, doubtful: bool) -> None:
         code = ErrorCode(error.code) if isinstance(error, KafkaError) else None
         self.transaction_state.fail(error, code, doubtful=doubtful)
+
+
+def _kept(stored: Sequence[int]) -> Identity:
+    """An identity that was kept elsewhere. Raises ConfigError: abort is for what is another one."""
+    try:
+        producer_id, producer_epoch = stored
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{stored!r} is no identity of a prepared transaction.",
+            "Give the two integers that prepare() returned, or None if they were not kept.",
+        ) from None
+    what = "A part of a prepared transaction's identity"
+    return Identity(whole(what, producer_id), whole(what, producer_epoch))
 
 
 def _error_code(reply: Any) -> ErrorCode:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 from kafka.partitioner import murmur2 as their_murmur2
 
 from ledgerstream.client import EARLIEST, LATEST, Client, Reader
+from ledgerstream.client.connection import Connection
 from ledgerstream.errors import ConfigError, KafkaError, LedgerStreamError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import batches
@@ -82,8 +84,12 @@ async def test_what_the_broker_refuses_is_a_typed_error(both: Client, topic: str
 async def test_nobody_there_is_said_within_the_time_limit() -> None:
     with pytest.raises(LedgerStreamError, match=r"No broker answers at 127\.0\.0\.1:1"):
         await Client.connect("127.0.0.1:1", limits=Limits(connect_ms_max=200))
-    with pytest.raises(ConfigError, match="not a broker's address"):
-        await Client.connect("nonsense")
+    with pytest.raises(LedgerStreamError, match="No broker answers") as found:
+        await Client.connect("kafka..local:9092", limits=Limits(connect_ms_max=200))
+    assert "is no address" in found.value.remedy
+    for nonsense in ("nonsense", "host:0", "host:65536"):
+        with pytest.raises(ConfigError, match="not a broker's address"):
+            await Client.connect(nonsense)
 
 
 # -- single records
@@ -146,15 +152,55 @@ async def test_what_cannot_be_encoded_is_refused_at_once(both: Client, topic: st
         {"value": b"", "key": 7},
         {"value": b"", "headers": [(b"name", b"")]},
         {"value": b"", "headers": [("name", 1)]},
+        {"value": b"", "headers": [("\ud800", b"")]},
         {"value": b"", "timestamp": -5},
         {"value": b"", "timestamp": 2**63},
+        {"value": b"", "timestamp": 1.5},
         {"value": b"", "partition": 1},
+        {"value": b"", "partition": 0.5},
     ):
         with pytest.raises(ConfigError):
             await producer.send(topic, **wrong)  # type: ignore[arg-type]
     assert await producer.send(topic, b"right") == 0
     with pytest.raises(ConfigError, match="Use none, gzip, snappy, lz4, zstd"):
         await both.producer("brotli")
+
+
+async def test_views_and_numpys_integers_are_what_they_stand_for(
+    client: Client, topic: str
+) -> None:
+    await client.create_topic(topic, 1)
+    producer = await client.producer()
+    numbers = np.arange(3)
+    await producer.send(
+        topic, numbers.data, key=memoryview(b"abcdef")[::2], partition=np.int32(0),
+        timestamp=np.int64(5), headers=(each for each in [("h", bytearray(b"x"))]),
+    )  # fmt: skip
+    await producer.send(topic, b"", timestamp=np.int64(1))
+    async with client.reader(topic, {0: 0}) as reader:
+        (record, _) = await read_records(reader, 2)
+    assert (record.key, record.value, record.timestamp, record.headers) == (
+        b"ace", numbers.tobytes(), 5, (("h", b"x"),),
+    )  # fmt: skip
+
+
+async def test_a_topic_that_is_forgotten_while_a_batch_waits_for_its_connection(
+    client: Client, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `delete_topic` forgets one: it is looked up again, and nothing else is harmed."""
+    await client.create_topic(topic, 1)
+    producer = await client.producer()
+    await producer.send(topic, b"0")
+    real = client.cluster.connection
+
+    async def forgetful(broker: int) -> Connection:
+        found = await real(broker)
+        client.cluster.topics.pop(topic, None)
+        monkeypatch.setattr(client.cluster, "connection", real)
+        return found
+
+    monkeypatch.setattr(client.cluster, "connection", forgetful)
+    assert await producer.send(topic, b"1") == 1
 
 
 async def test_a_closed_producer_says_so_and_what_was_sent_is_there(
