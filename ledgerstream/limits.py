@@ -61,6 +61,7 @@ class Limits:
     group_delay_ms: int = 3_000  # Kafka's group.initial.rebalance.delay.ms
     group_new_member_ms: int = 300_000  # a member that joins anew, and may be gone, is kept so long
     group_members_max: int = 10_000  # of one group, and ids given to those that are about to join
+    group_client_id_bytes_max: int = 255  # of a member's client's name, what is kept
     consumer_session_ms: int = 45_000  # Kafka's group.consumer.session.timeout.ms
     consumer_heartbeat_ms: int = 5_000  # Kafka's group.consumer.heartbeat.interval.ms: if large
     consumer_heartbeat_ms_min: int = 500  # of a small group; each member adds 5 ms

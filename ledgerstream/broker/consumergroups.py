@@ -16,6 +16,7 @@ from kio.schema.errors import ErrorCode
 
 from ledgerstream.broker.groupadmin import GROUP_OPERATIONS, NOT_ASKED
 from ledgerstream.broker.grouphost import GroupShard, as_group_error
+from ledgerstream.broker.groups import short_name
 from ledgerstream.broker.patterns import matching
 from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.shards import Unavailable
@@ -39,7 +40,7 @@ async def heartbeat(node: Node, exchange: Exchange) -> None:
     if refused is not None:
         _answer(exchange, refused, 0)
         return
-    beat = _read(request, exchange)
+    beat = _read(node, exchange)
     create = beat.epoch == 0
     regex, matched = None, None
     while True:
@@ -143,7 +144,8 @@ def _why_not(request: Any, version: int) -> Beaten | None:
     return None if message is None else Beaten(ErrorCode.invalid_request, message)
 
 
-def _read(request: Any, exchange: Exchange) -> Beat:
+def _read(node: Node, exchange: Exchange) -> Beat:
+    request = exchange.message
     names, owned = request.subscribed_topic_names, request.topic_partitions
     return Beat(
         request.member_id or str(uuid4()),
@@ -155,7 +157,7 @@ def _read(request: Any, exchange: Exchange) -> Beat:
         regex=getattr(request, "subscribed_topic_regex", None),
         assignor=request.server_assignor,
         owned=None if owned is None else _owned(owned),
-        client_id=exchange.header.client_id or "",
+        client_id=short_name(node, exchange),
         client_host="/" + exchange.connection.peer.rpartition(":")[0],
     )
 

@@ -165,7 +165,12 @@ class Groups:
             next_ms = shard.machine.next_ms
             if next_ms is None or next_ms > at_ms:
                 break
-            decision = shard.machine.decide_tick(at_ms, self._node.now_ms())
+            try:
+                decision = shard.machine.decide_tick(at_ms, self._node.now_ms())
+            except Exception:
+                log.exception("coordinator failed", partition=str(shard.replica.partition.key))
+                shard.begin_again()
+                return
             if decision.records or decision.reply:
                 self.perform(shard, decision, _nothing, decision.reply)
         self.schedule(shard)

@@ -37,7 +37,7 @@ def join(node: Node, exchange: Exchange) -> Awaitable[None] | None:
         return None
     session_ms = ms(request.session_timeout)
     instance_id = getattr(request, "group_instance_id", None)
-    client_id = _short(exchange.header.client_id or "")
+    client_id = short_name(node, exchange)
     asked = Join(
         request.member_id,
         f"{client_id if instance_id is None else instance_id}-{uuid4()}",
@@ -85,9 +85,10 @@ def _why_not_join(node: Node, request: Any) -> ErrorCode:
     return ErrorCode.none
 
 
-def _short(client_id: str) -> str:
-    """As much of a client's name as a member's has room for."""
-    return client_id.encode()[:_LONGEST].decode(errors="ignore")
+def short_name(node: Node, exchange: Exchange) -> str:
+    """As much of a client's name as is kept of each member."""
+    name = (exchange.header.client_id or "").encode()
+    return name[: node.limits.group_client_id_bytes_max].decode(errors="ignore")
 
 
 def _joined(exchange: Exchange, reply: Answer) -> None:

@@ -212,6 +212,11 @@ class Shard(Generic[M, R]):
         elif self._machine is None:
             self._load()
 
+    def begin_again(self) -> None:
+        """The machine is wrong: what the log says takes its place, once all of it is durable."""
+        self._throw_away()
+        self._load()
+
     def _throw_away(self) -> None:
         """What was decided and is not durable has never been; what is, the log says again."""
         machine, self._machine = self._machine, None
@@ -229,6 +234,8 @@ class Shard(Generic[M, R]):
             return
         self.error = ErrorCode.coordinator_load_in_progress
         self._settled.clear()
+        if partition.high_watermark < partition.next_offset:
+            return  # a round is under way, and `_look` comes after it
         if partition.next_offset == partition.log_start_offset:
             self._adopt(self._make())
             return

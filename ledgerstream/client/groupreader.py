@@ -13,12 +13,16 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, overload
 
+from kio.schema.errors import ErrorCode
+
 from ledgerstream.client.cluster import Cluster
 from ledgerstream.client.groupoffsets import TopicPartition
 from ledgerstream.client.membership import Group, Listener, NotAssigned, Places
 from ledgerstream.client.offsets import EARLIEST, list_offsets
 from ledgerstream.client.reader import Chunk, Reader
-from ledgerstream.errors import LedgerStreamError
+from ledgerstream.errors import KafkaError, LedgerStreamError
+
+NOWHERE = -1  # the position of a partition that is not known yet
 
 
 class GroupReader(Listener):
@@ -48,6 +52,7 @@ class GroupReader(Listener):
         self._in_hand: tuple[TopicPartition, int] | None = None
         self._readers: dict[str, Reader] = {}
         self._pending: dict[str, asyncio.Task[Chunk | None]] = {}
+        self._recreated: set[str] = set()  # topics that are others now, under the same name
         self._bell = self.group.bell
 
     @property
@@ -75,6 +80,8 @@ class GroupReader(Listener):
             found = self._take()
             if found is not None:
                 return found
+            if self._recreated:
+                await self._begin_anew()
             self._read_ahead()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -109,7 +116,13 @@ class GroupReader(Listener):
             del self._pending[topic]
             if task.cancelled():
                 continue
-            chunk = task.result()
+            try:
+                chunk = task.result()
+            except KafkaError as error:
+                if error.code != ErrorCode.inconsistent_topic_id.value:
+                    raise
+                self._recreated.add(topic)
+                continue
             if chunk is None or self.positions.get((topic, chunk.partition)) != chunk.start:
                 continue
             place = topic, chunk.partition
@@ -117,6 +130,22 @@ class GroupReader(Listener):
             self._in_hand = place, chunk.next_offset
             return topic, chunk
         return None
+
+    async def _begin_anew(self) -> None:
+        """In topics that were deleted and created again: where the group is in them, or the start.
+
+        As a consumer of Java's does; what was done with in the old ones is of no use any more.
+        """
+        for topic in list(self._recreated):
+            self._stop_waiting(topic)
+            reader = self._readers.pop(topic, None)
+            places = frozenset(place for place in self.positions if place[0] == topic)
+            self._forget(places)
+            if reader is not None:
+                await reader.close()
+            self.cluster.forget(topic)
+            await self._begin(places)
+            self._recreated.discard(topic)
 
     def _finish(self) -> None:
         """The chunk that was handed out is done with."""
@@ -134,6 +163,11 @@ class GroupReader(Listener):
     # -- partitions come and go
 
     async def assigned(self, places: Places) -> None:
+        self.positions |= dict.fromkeys(places, NOWHERE)
+        await self._begin(places)
+
+    async def _begin(self, places: Places) -> None:
+        """Of these, read those that it still has when it is known from where."""
         found = await self.group.committed(places)
         for topic in {topic for topic, _ in places}:
             mine = {(t, p): found.get((t, p)) for t, p in places if t == topic}
@@ -146,8 +180,9 @@ class GroupReader(Listener):
                 )
             for (_, partition), offset in mine.items():
                 at = starts[partition] if offset is None else offset
-                self.positions[topic, partition] = at
-                reader.seek(partition, at)
+                if (topic, partition) in self.positions:
+                    self.positions[topic, partition] = at
+                    reader.seek(partition, at)
             self._stop_waiting(topic)
         self._bell.ring()
 
@@ -172,8 +207,9 @@ class GroupReader(Listener):
     def _drop(self, places: Places) -> None:
         """Nothing of these is handed out any more."""
         for topic, partition in places:
-            if self.positions.pop((topic, partition), None) is not None:
-                self._readers[topic].drop(partition)
+            reader = self._readers.get(topic)
+            if self.positions.pop((topic, partition), None) is not None and reader is not None:
+                reader.drop(partition)
 
     def _forget(self, places: Places) -> None:
         for place in places:

@@ -157,7 +157,7 @@ class ClassicGroup:
     # -- join
 
     def join(self, asked: Join, ticket: Ticket, out: Outcome) -> None:
-        if not self._accepts(asked.member_id):
+        if not self._accepts(asked):
             self._drop(asked.member_id)
             out.tell(ticket, Joined(ErrorCode.group_max_size_reached))
         elif not self._can_do(asked):
@@ -170,10 +170,12 @@ class ClassicGroup:
         else:
             self._join_again(asked, ticket, out)
 
-    def _accepts(self, member_id: str) -> bool:
+    def _accepts(self, asked: Join) -> bool:
         """New members while there is room; in a rebalance the last to come again find none."""
-        most = self._rules.members_max
+        most, member_id = self._rules.members_max, asked.member_id
         member = self.members.get(member_id)
+        if asked.is_nameless and len(self._pending) >= most:
+            return False
         if self.phase is EMPTY:
             return len(self._pending) < most or member_id in self._pending
         if self.phase is PREPARING:

@@ -241,7 +241,11 @@ def downgrade(group: ConsumerGroup, leaving: Iterable[str], now_ms: int) -> Grou
     if all(group.members[name].classic is not None for name in gone):
         return None  # as it has been: nothing is left that speaks the new protocol
     known = Counter(
-        name for m in staying.values() if m.classic for name, _ in dict(m.classic.protocols).items()
+        name
+        for member in staying.values()
+        if member.classic is not None
+        for name, metadata in dict(member.classic.protocols).items()
+        if _is_subscription(metadata)
     )
     first = next(iter(staying.values())).classic
     assert first is not None
@@ -252,6 +256,15 @@ def downgrade(group: ConsumerGroup, leaving: Iterable[str], now_ms: int) -> Grou
         group.name, CONSUMER, group.epoch, protocol, next(iter(staying)), now_ms,
         tuple(_recorded(group, member, protocol) for member in staying.values()),
     )  # fmt: skip
+
+
+def _is_subscription(metadata: bytes) -> bool:
+    """Of its protocols, a member had to say so of the first one only."""
+    try:
+        read_subscription(metadata)
+    except DecodeError:
+        return False
+    return True
 
 
 def _recorded(group: ConsumerGroup, member: Member, protocol: str) -> MemberMetadata:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ledgerstream.wire.markers import coordinator_partition
 from ledgerstream.wire.versions import Api
 from tests.broker.fulldisk import full_for
 from tests.differential.consumergroups import Member
-from tests.differential.groups import Group
+from tests.differential.groups import Group, subscription
 from tests.differential.raw import Raw
 from tests.differential.scenarios import create
 from tests.differential.transactions import Producer
@@ -377,6 +378,87 @@ async def test_sessions_end_by_the_clock(tmp_path: Path) -> None:
                 await asyncio.sleep(0.002)
         assert 100 <= node.groups.at_ms - began < 5_000
         assert group.generation == 2
+
+
+async def test_a_group_that_fails_at_its_time_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is read from its log again: what was acknowledged is there, and sessions end."""
+    async with running(tmp_path) as node:
+        await node.create_topic("t", 1)
+        shard = await node.groups.shards.find("g")
+        assert not isinstance(shard, ErrorCode)
+        await told(join(node, shard, "", "a"))
+        ticket = Ticket()
+        sync = Sync("a", 1, assignments=(("a", b"x"),))
+        assigned = shard.machine.decide_sync("g", sync, ticket, node.groups.at_ms, 0)
+        node.groups.perform(shard, assigned, lambda _: None, assigned.reply)
+        await told(ticket)
+        failed: list[int] = []
+
+        def fail_once(at_ms: int, now_ms: int) -> None:
+            failed.append(at_ms)
+            # what another decides at this very time is not durable yet, and not forgotten either
+            wish = shard.machine.decide_commit("h", Committing(), [Wish("t", 0, 7)], at_ms, now_ms)
+            node.groups.perform(shard, wish, lambda _: None)
+            raise RuntimeError("planted")
+
+        monkeypatch.setattr(shard.machine, "decide_tick", fail_once)
+        async with asyncio.timeout(20):
+            while not failed or not shard.ready:
+                await asyncio.sleep(0.002)
+            group = shard.machine.classic("g")
+            assert group is not None
+            assert group.phase is Phase.STABLE
+            while group.phase is not Phase.EMPTY:
+                await asyncio.sleep(0.002)
+        assert shard.machine.offsets.of("h")["t", 0].record.offset == 7
+        assert len(failed) == 1
+
+
+async def test_ids_that_nobody_takes_up_are_given_to_so_many(tmp_path: Path) -> None:
+    """Also beside members that are settled; and a client's name is kept short."""
+    limits = replace(QUICK, group_members_max=3, group_client_id_bytes_max=20)
+
+    def ask(address: str) -> list[str]:
+        with Raw(address) as raw:
+            create(raw, "t")
+            group = Group(raw, "g", "t")
+            group.enter("a")
+            group.sync("a", {"a": b"x"})
+            group.wire("b").client_id = "c" * 1_000
+            errors = []
+            for _ in range(5):
+                group.ids.pop("b", None)
+                errors.append(group.join("b")["error_code"])
+                assert len(group.ids.get("b", "")) < 60
+            assert group.beat("a")["error_code"] == "none"
+            group.close()
+            return errors
+
+    async with running(tmp_path, limits) as node:
+        errors = await asyncio.to_thread(ask, f"127.0.0.1:{node.port}")
+    assert errors == ["member_id_required"] * 3 + ["group_max_size_reached"] * 2
+
+
+def test_a_group_goes_back_by_a_protocol_that_all_have_a_subscription_for(
+    our_broker: Broker, topic: str
+) -> None:
+    """What they have in common beside it may be anything: then the group stays what it is."""
+    with Raw(our_broker.address) as raw:
+        create(raw, topic, 4)
+        group, modern = Group(raw, topic, topic), Member(raw, topic, "modern", topic)
+        assert modern.join()[0] == "none"
+        good = subscription(topic)
+        for client, own in (("a", "range"), ("b", "cool")):
+            protocols = [{"name": own, "metadata": good}, {"name": "odd", "metadata": b""}]
+            assert group.join(client, protocols=protocols)["error_code"] == "member_id_required"
+            assert group.join(client, protocols=protocols)["error_code"] == "none"
+        assert modern.leave()[:2] == ("none", "away")
+        reply = raw.ask(Api.LIST_GROUPS, 5, states_filter=[], types_filter=[])
+        (kind,) = {g["group_type"] for g in reply["groups"] if g["group_id"] == topic}
+        assert kind.lower() == "consumer"
+        group.close()
 
 
 async def test_a_heartbeat_writes_nothing_and_waits_for_nothing(tmp_path: Path) -> None:

@@ -166,6 +166,29 @@ async def test_another_topic_comes_and_one_goes(both: Client, topic: str, kind: 
     assert "lost" not in watch.events
 
 
+async def test_a_topic_that_is_made_again_is_read_from_its_start(
+    both: Client, topic: str, kind: str
+) -> None:
+    """Under the same name, whatever the group had done with in the old one; others are read on."""
+    other = f"{topic}-other"
+    for name in (topic, other):
+        await both.create_topic(name, 1)
+    producer = await both.producer()
+    await producer.send(topic, b"old")
+    async with both.consume(f"g-{topic}", [topic, other]) as reader:
+        async with asyncio.timeout(SECONDS_MAX):
+            assert (await reader.next())[0] == topic
+            await reader.commit()
+            await both.delete_topic(topic)
+            await both.create_topic(topic, 1)
+            again = await both.producer()
+            for name in (topic, other):
+                await again.send(name, b"new")
+            found = dict([await reader.next(), await reader.next()])
+    assert {name: chunk.start for name, chunk in found.items()} == {topic: 0, other: 0}
+    assert b"new" in found[topic].data
+
+
 async def test_topics_by_a_pattern(both: Client, topic: str, kind: str) -> None:
     for name in ("a", "b", "x"):
         await both.create_topic(f"{topic}.{name}", 1)

@@ -21,6 +21,7 @@ class Raw:
         host, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout)
         self.correlation_id = 0
+        self.client_id = "raw"
 
     def ask(self, api: int, version: int, **fields: Any) -> Any:
         """The reply as dicts, lists and numbers; "closed" if the connection was closed instead."""
@@ -29,7 +30,9 @@ class Raw:
 
     def send(self, api: int, version: int, **fields: Any) -> None:
         self.correlation_id += 1
-        self.send_bytes(messages.write_request(api, version, self.correlation_id, "raw", fields))
+        self.send_bytes(
+            messages.write_request(api, version, self.correlation_id, self.client_id, fields)
+        )
 
     def send_bytes(self, data: bytes) -> None:
         try:
