@@ -219,6 +219,9 @@ class Fetch:
                     self._part_bytes(one, left), end, self.committed,
                 )  # fmt: skip
             except (CorruptError, OSError) as error:
+                if partition.deleted:
+                    results[place] = _refused(one, _unknown(self.node, one))
+                    continue
                 log.error("partition cannot be read", partition=str(partition.key), why=str(error))
                 self.node.read_failures[str(partition.key)] = str(error)
                 results[place] = _refused(one, ErrorCode.kafka_storage_error)

@@ -72,6 +72,8 @@ async def _one(node: Node, name: str, part: Any, committed: bool, version: int) 
             ),
         )
     except (CorruptError, DecodeError, OSError) as error:
+        if partition.deleted:
+            return _error(ErrorCode.unknown_topic_or_partition)
         log.error("partition cannot be read", partition=str(partition.key), why=str(error))
         node.read_failures[str(partition.key)] = str(error)
         return _error(ErrorCode.kafka_storage_error)

@@ -81,12 +81,15 @@ class Disk:
             return kept
         file = handle.file
         if file is None:
+            path = handle.path
             try:
-                file = File(self.open_fd(handle.path, flags))
+                file = File(self.open_fd(path, flags))
             except FileNotFoundError:
                 if (kept := handle.kept) is None:
                     raise
                 return kept
+            if handle.path != path:  # it was let go meanwhile
+                raise FileNotFoundError(errno.ENOENT, "the file is gone", path)
             if (kept := handle.kept) is not None:
                 return kept  # meanwhile: what was opened may be another file
             self._open[handle] = handle.file = file
@@ -105,7 +108,7 @@ class Disk:
         self.forget(handle)
 
     def let_go(self, handle: Handle) -> None:
-        """Nobody reads a kept file any more: its space is free."""
+        """The file is gone for whoever opens it from now on, whatever comes under its name."""
         handle.path += GONE_SUFFIX  # which is never there
         handle.kept = None
         self.forget(handle)

@@ -381,7 +381,7 @@ class Writer:
         aside = str(self._root / f"{key.topic_id.hex}-{key.index}{DELETED_SUFFIX}")
         for segment in partition.segments:
             for handle in segment.handles:
-                self._disk.forget(handle)
+                self._disk.let_go(handle)
         try:
             self._disk.rename(partition.directory, aside)
         except FileNotFoundError:

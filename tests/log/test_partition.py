@@ -286,4 +286,4 @@ def test_memory_does_not_grow_with_what_was_written(open_store: Open) -> None:
     first = write_megabytes(3)
     second = write_megabytes(12)
     tracemalloc.stop()
-    assert second - first < 100 * KIB
+    assert second - first < 250 * KIB  # the tail may hold its 100 at one time and not the other

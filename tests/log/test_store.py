@@ -494,6 +494,33 @@ def test_a_deleted_partition_is_gone_and_its_name_is_free(open_store: Open) -> N
     assert [p.key for p in open_store().store.partitions()] == [key]
 
 
+def test_a_reader_of_a_deleted_partition_does_not_read_its_successors_files(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has it in its hand still, and one that is about to open its file."""
+    running = open_store()
+    old = running.create()
+    running.write(old, 1)
+    running.drain()
+    disk = running.store.disk
+    disk.forget(old.segments[0].log)
+    opening = disk.open_fd
+
+    def overtaken(path: str, flags: int) -> int:
+        monkeypatch.undo()
+        running.store.delete(old.key)
+        key = key_of(0, topic_id=uuid.UUID(int=8))
+        running.write(running.store.create(key, CONFIG, 1_000), 1)
+        running.drain()
+        return opening(path, flags)
+
+    monkeypatch.setattr(disk, "open_fd", overtaken)
+    end = old.high_watermark
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            old.read_cold(0, 1_000, end)
+
+
 def test_a_topic_with_the_longest_name_is_deleted_too(open_store: Open) -> None:
     """Left in place, its records would follow those of the next topic of that name."""
     running = open_store()
