@@ -57,8 +57,13 @@ class Epochs:
     @classmethod
     def decode(cls, data: bytes, end_offset: int) -> Epochs:
         """What of the file lies at or below `end_offset`. ValueError where it is malformed."""
-        version, count, *lines = data.decode().split("\n")
-        starts = [EpochStart(*map(int, line.split())) for line in lines if line]
-        if version != "0" or int(count) != len(starts):
+        version, count, *lines, end = data.decode().split("\n")
+        starts = [_start(line) for line in lines]
+        if version != "0" or int(count) != len(starts) or end:
             raise ValueError("not a leader epoch checkpoint")
         return cls(start for start in starts if start.start_offset <= end_offset)
+
+
+def _start(line: str) -> EpochStart:
+    epoch, start_offset = map(int, line.split())
+    return EpochStart(epoch, start_offset)

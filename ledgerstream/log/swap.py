@@ -59,6 +59,7 @@ def finish_swap(disk: Disk, directory: str, swap: Swap) -> None:
             disk.remove(_path(directory, base, suffix))
     disk.sync_directory(directory)
     disk.remove(_path(directory, first, SWAP_SUFFIX))
+    disk.sync_directory(directory)  # one that came back would take the next `.cleaned` for whole
 
 
 def finish_swaps(disk: Disk, directory: str) -> None:

@@ -37,7 +37,20 @@ def test_the_file_is_kafkas() -> None:
     assert Epochs.decode(epochs.encode(), 41).starts() == [EpochStart(0, 0)]
 
 
-@pytest.mark.parametrize("content", [b"", b"1\n0\n", b"0\n2\n0 0\n", b"0\nx\n", b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1\n0\n",
+        b"0\n2\n0 0\n",
+        b"0\nx\n",
+        b"\xff",
+        b"0\n1\n0",
+        b"0\n1\n0 4",
+        b"0\n1\n0\n",
+        b"0",
+    ],
+)
 def test_a_malformed_file_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError):
         Epochs.decode(content, 10)
