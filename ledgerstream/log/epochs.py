@@ -40,6 +40,15 @@ class Epochs:
         self._starts.append(EpochStart(epoch, start_offset))
         return True
 
+    def trim(self, log_start_offset: int) -> bool:
+        """The log begins here now: who asks for an epoch that is gone hears of the start, as in
+        Apache Kafka. False if nothing changes."""
+        at = bisect_right(self._starts, log_start_offset, key=lambda start: start.start_offset)
+        if at == 0 or (at == 1 and self._starts[0].start_offset == log_start_offset):
+            return False
+        self._starts[:at] = [EpochStart(self._starts[at - 1].epoch, log_start_offset)]
+        return True
+
     def end_of(self, epoch: int, end_offset: int) -> tuple[int, int]:
         """(the largest epoch ≤ `epoch`, where it ends), as OffsetForLeaderEpoch answers."""
         if not self._starts or epoch > self.latest or epoch < 0:

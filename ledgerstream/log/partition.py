@@ -289,6 +289,8 @@ class Partition:
         nobody needs any more, of those below `settled`, up to which a recovery believes files."""
         assert offset <= self.high_watermark
         self.log_start_offset = max(self.log_start_offset, offset)
+        if self.epochs.trim(self.log_start_offset):
+            self.host.write_epochs(self)
         segments = self.segments
         count = 0 if self.exchanging else below(segments, min(self.log_start_offset, settled))
         self.segments = segments[count:]  # a new list: readers go on with the one they have

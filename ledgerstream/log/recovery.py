@@ -97,6 +97,7 @@ class _Recovery:
         self.snapshots = snapshot_offsets(names)
         self.producers = Producers()
         self.epochs = Epochs()
+        self.epochs_file = disk.read_file(f"{directory}/{EPOCHS_NAME}")
         self.next_offset = self.segments[0].base_offset
         self.suspect = UNSYNCED_NAME in names
         self.touched: dict[Segment, int] = {}  # and the position from which it was read
@@ -113,10 +114,12 @@ class _Recovery:
             self._drop(0)
             self.segments = [Segment(self.directory, self.log_start_offset)]
             self.next_offset = self.log_start_offset
+        start = max(self.log_start_offset, self.segments[0].base_offset)
+        self.epochs.trim(start)
         self._finish()
         return State(
             self.segments,
-            max(self.log_start_offset, self.segments[0].base_offset),
+            start,
             self.next_offset,
             self.epochs,
             self.producers,
@@ -135,10 +138,9 @@ class _Recovery:
         return self.next_offset
 
     def _load_epochs(self, start: int) -> None:
-        data = self.disk.read_file(f"{self.directory}/{EPOCHS_NAME}")
-        if data is not None:
+        if self.epochs_file is not None:
             try:
-                self.epochs = Epochs.decode(data, start)
+                self.epochs = Epochs.decode(self.epochs_file, start)
             except ValueError:
                 pass  # batches carry their epochs: those that are read say it again
 
@@ -378,9 +380,8 @@ class _Recovery:
                 self.disk.sync(self.disk.open(handle))
             self.disk.sync(self.disk.open(segment.log))
         self._keep_snapshots()
-        if self.touched:
-            epochs = self.epochs.encode()
-            self.disk.write_file(f"{self.directory}/{EPOCHS_NAME}", epochs, sync=False)
+        if (epochs := self.epochs.encode()) != self.epochs_file:
+            self.disk.write_file(f"{self.directory}/{EPOCHS_NAME}", epochs, sync=True)
         self.disk.create(self.segments[-1].log)
         self.disk.sync_directory(self.directory)
         if self.suspect:

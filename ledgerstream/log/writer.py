@@ -226,7 +226,8 @@ class Writer:
     def _sync_fresh(self, segment: Segment, partition: Partition) -> None:
         """A new partition's names, before anything in it is answered."""
         if partition.fresh:
-            self._disk.sync_path(f"{partition.directory}/{METADATA_NAME}")
+            for name in (METADATA_NAME, EPOCHS_NAME):
+                self._disk.sync_path(f"{partition.directory}/{name}")
             self._disk.sync_directory(partition.directory)
             if self._root_changed:
                 self._disk.sync_directory(str(self._root))
@@ -289,14 +290,16 @@ class Writer:
         partition.fresh = self._root_changed = True
         self._disk.make_directory(partition.directory)
         write_metadata(self._disk, partition.directory, partition.key)
-        self._write_epochs(partition, partition.epochs.encode())
+        self._write_epochs(partition, partition.epochs.encode(), sync=False)
         self._disk.create(partition.segments[0].log)
 
     def write_epochs(self, partition: Partition, content: bytes) -> None:
         self._guarded(partition, partial(self._write_epochs, partition, content))
 
-    def _write_epochs(self, partition: Partition, content: bytes) -> None:
-        self._disk.write_file(f"{partition.directory}/{EPOCHS_NAME}", content, sync=False)
+    def _write_epochs(self, partition: Partition, content: bytes, *, sync: bool = True) -> None:
+        """The name is synced with the next checkpoint: one that a crash brings back knows too few
+        of the last epochs, which are read again from there, and too many of the first."""
+        self._disk.write_file(f"{partition.directory}/{EPOCHS_NAME}", content, sync=sync)
 
     def save(self, save: Save) -> None:
         self._guarded(save.partition, partial(self._save, save))

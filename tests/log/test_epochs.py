@@ -30,6 +30,22 @@ def test_the_end_of_an_epoch_is_the_start_of_the_next() -> None:
     assert Epochs().end_of(0, 20) == (-1, -1)
 
 
+def test_epochs_below_the_start_of_the_log_go() -> None:
+    """The one that the start lies in begins there; who asks for an older one hears of the start."""
+    starts = [EpochStart(0, 0), EpochStart(2, 5), EpochStart(4, 9)]
+    for start, left in [
+        (0, starts), (3, [EpochStart(0, 3), *starts[1:]]), (5, starts[1:]),
+        (7, [EpochStart(2, 7), EpochStart(4, 9)]), (9, starts[2:]), (30, [EpochStart(4, 30)]),
+    ]:  # fmt: skip
+        epochs = Epochs(starts)
+        assert epochs.trim(start) is (left != starts)
+        assert epochs.starts() == left
+        assert not epochs.trim(start)
+        assert epochs.latest == 4
+    assert [Epochs(left).end_of(epoch, 40) for epoch in (0, 2, 4)] == [(0, 30), (2, 30), (4, 40)]
+    assert not Epochs().trim(7)
+
+
 def test_the_file_is_kafkas() -> None:
     epochs = Epochs([EpochStart(0, 0), EpochStart(3, 42)])
     assert epochs.encode() == b"0\n2\n0 0\n3 42\n"

@@ -14,6 +14,7 @@ import pytest
 
 from ledgerstream.log import Partition
 from ledgerstream.log.cleaner import Stopped
+from ledgerstream.log.epochs import Epochs, EpochStart
 from ledgerstream.log.markers import CLEAN_NAME
 from ledgerstream.log.producers import ProducerRecord
 from ledgerstream.log.swap import CLEANED_SUFFIX, SWAP_SUFFIX
@@ -34,6 +35,7 @@ class Truth(NamedTuple):
     most: list[Seen]  # what there was before
     least: list[Seen]  # and when the act was done
     starts: set[int]  # where the log may begin
+    epochs: list[EpochStart]  # before it does
 
 
 class Cuts(NamedTuple):
@@ -63,12 +65,14 @@ def cut_while(directory: Path, act: str) -> Cuts:
     }
     for pid, name in enumerate(ACTS[: ACTS.index(act)], start=100):
         steps[name]()
+        partition.begin_epoch(pid)
         for i in range(12):
             pairs = (f"k{i % 7}", f"{name}{i}" * 10), (f"{name} {i}", "stays")
             put(partition, *pairs, pid=pid, sequence=2 * i)
         roll(running, partition)
     running.drain()
     tables, before, starts = everywhere(partition), committed(partition, 0), starts_of(partition)
+    epochs = partition.epochs.starts()
     disk.armed = True
     steps[act]()
     if not act.startswith("close"):
@@ -78,7 +82,7 @@ def cut_while(directory: Path, act: str) -> Cuts:
     starts |= starts_of(partition)
     after = committed(partition, max(starts))
     least = [each for each in after if each.offset >= max(starts)]
-    truth = Truth(tables, partition.producers.records(), before, least, starts)
+    truth = Truth(tables, partition.producers.records(), before, least, starts, epochs)
     running.close()
     return Cuts(directory, disk.moments, truth)
 
@@ -112,6 +116,9 @@ def check(running: Running, truth: Truth, told: object) -> None:
     start = partition.log_start_offset
     assert start in truth.starts, told
     assert partition.next_offset == len(truth.tables) - 1, told
+    epochs = Epochs(truth.epochs)
+    epochs.trim(start)
+    assert partition.epochs.starts() == epochs.starts(), told
     seen = committed(partition, start)
     assert {each for each in truth.least if each.offset >= start} <= set(seen) <= set(truth.most), (
         told

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ledgerstream.log import LogConfig, Partition, Repeat
+from ledgerstream.log.epochs import EpochStart
 from ledgerstream.log.markers import CHECKPOINT_NAME, read_checkpoint
 from tests.log.harness import (
     CONFIG,
@@ -244,3 +245,64 @@ def test_a_log_whose_unsynced_end_was_removed_begins_at_its_start(open_store: Op
     assert (partition.log_start_offset, partition.next_offset) == (60, 60)
     running.write(partition, 1)
     assert read_all(partition) == [60, 61, 62]
+
+
+def file_of_epochs(running: Running) -> list[str]:
+    path = running.directory / "payments-0" / "leader-epoch-checkpoint"
+    return path.read_text().splitlines()[2:]
+
+
+def in_epochs(running: Running, config: LogConfig = CONFIG) -> Partition:
+    """Three epochs of 900 records each."""
+    partition = filled(running, 300, config)
+    for epoch in (4, 5):
+        partition.begin_epoch(epoch)
+        for i in range(300):
+            running.append(partition, time=1_000 + 300 * (epoch - 3) + i)
+        running.settle()
+    return partition
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("by", ["retention", "delete records"])
+def test_leader_epochs_below_the_start_go_with_it(open_store: Open, by: str, clean: bool) -> None:
+    running = open_store(DIRECT)
+    partition = in_epochs(running, replace(CONFIG, retention_ms=500))
+    assert file_of_epochs(running) == ["0 0", "4 900", "5 1800"]
+    if by == "retention":
+        settled(running, 2_100)
+    else:
+        assert running.trim(partition, 1_000)
+        running.drain()
+    start = partition.log_start_offset
+    assert 900 < start < 1_800
+    for _ in range(2):
+        assert file_of_epochs(running) == [f"4 {start}", "5 1800"]
+        assert [partition.epoch_end(e) for e in (0, 4, 5)] == [
+            (0, start), (4, 1_800), (5, 2_700),
+        ]  # fmt: skip
+        running.close() if clean else running.abandon()
+        running = open_store(DIRECT)
+        partition = running.partition()
+
+
+@pytest.mark.parametrize("left", ["older", "torn", "none"])
+def test_the_file_of_epochs_is_put_right_after_a_crash(open_store: Open, left: str) -> None:
+    """One from before the start moved, half of one, or none: its writing was cut short."""
+    running = open_store(DIRECT)
+    partition = in_epochs(running)
+    path = running.directory / "payments-0" / "leader-epoch-checkpoint"
+    older = path.read_text()
+    assert running.trim(partition, 2_000)
+    running.abandon()
+    if left == "none":
+        path.unlink()
+    else:
+        path.write_text(older if left == "older" else "0\n1\n5 2")
+    for _ in range(2):
+        running = open_store(DIRECT)
+        partition = running.partition()
+        assert partition.epochs.starts() == [EpochStart(5, 2_000)]
+        assert file_of_epochs(running) == ["5 2000"]
+        running.write(partition, 1)
+        running.abandon()
