@@ -88,11 +88,13 @@ def compaction(node: Node) -> Iterator[Metric]:
         "Of the bytes that may be compacted, those that never were: the dirtiest partition's",
         cleanings.dirtiest,
     )
-    yield GaugeMetricFamily(
-        "ledgerstream_cleaner_failed_partitions",
-        "Partitions that cannot be compacted; the log says why",
-        len(cleanings.failures),
-    )
+    uncleanable = list(cleanings.uncleanable)
+    for name, text, value in (
+        ("partitions", "Partitions with damage, not compacted any more: the log says where, and "
+         "what to do", len(uncleanable)),
+        ("bytes", "Their bytes", sum(partition.size_bytes for partition in uncleanable)),
+    ):  # fmt: skip
+        yield GaugeMetricFamily(f"ledgerstream_cleaner_uncleanable_{name}", text, value)
 
 
 def transactions(node: Node) -> Iterator[Metric]:

@@ -27,7 +27,7 @@ from ledgerstream.log.opentxns import Ended
 from ledgerstream.log.partition import Partition
 from ledgerstream.log.segment import ABORTED, INDEX, LOG, TIME_INDEX, Segment
 from ledgerstream.log.swap import CLEANED_SUFFIX, Cleaned, Swap, discard, write_cleaned
-from ledgerstream.wire.batches import HEADER_BYTES, Buffer, Header, parse_header
+from ledgerstream.wire.batches import HEADER_BYTES, Buffer, Header, crc_matches, parse_header
 
 log = structlog.get_logger("log")
 _READ_BYTES = 128 * 1024  # between two looks at the pace: other threads wait for the interpreter
@@ -67,6 +67,14 @@ class CleanerStats:
     seconds: float = 0.0
 
 
+class Damaged(NamedTuple):
+    """Why a partition cannot be compacted: a segment of it does not hold what was written."""
+
+    why: str
+    segment: int  # its base offset
+    end: int  # what lies below has to go before it can be compacted again
+
+
 class Stopped(Exception):
     """The store closes, or the partition is no longer what the job says."""
 
@@ -79,9 +87,9 @@ class Cleaner:
         disk: Disk,
         limits: Limits,
         exchange: Callable[[Exchange], None],
-        done: Callable[[Job, Cleaned | None, str | None], None],
+        done: Callable[[Job, Cleaned | None, Damaged | None], None],
     ) -> None:
-        """`done`: how far it is compacted now, and why not if it could not be."""
+        """`done`: how far it is compacted now, and why it cannot be if it cannot."""
         self.queue: SimpleQueue[Job | None] = SimpleQueue()
         self.answers: SimpleQueue[bool] = SimpleQueue()
         self.stats = CleanerStats()
@@ -91,11 +99,12 @@ class Cleaner:
         self._done = done
         self._stopping = threading.Event()
         self._began = self._paced = 0.0
+        self._reading = 0  # base offset of the segment
 
     def run(self) -> None:
         while (job := self.queue.get()) is not None:
             began = time.monotonic()
-            cleaned, why = None, None
+            cleaned, damaged = None, None
             try:
                 cleaned = self._clean(job)
             except Stopped:
@@ -106,10 +115,10 @@ class Cleaner:
                     log.warning("not compacted", partition=str(job.partition.key), why=str(error))
             except (CorruptError, DecodeError) as error:
                 self.stats.failures += 1
-                why = str(error)
+                damaged = self._damaged(job, error)
             self.stats.seconds += time.monotonic() - began
             self.stats.runs += 1
-            self._done(job, cleaned, why)
+            self._done(job, cleaned, damaged)
 
     def stop(self) -> None:
         """What was prepared is thrown away; an exchange that had begun is finished."""
@@ -139,14 +148,18 @@ class Cleaner:
         write_cleaned(self._disk, directory, cleaned)
         return cleaned
 
+    def _damaged(self, job: Job, error: CorruptError | DecodeError) -> Damaged:
+        at = self._reading
+        later = (each.base_offset for each in job.whole if each.base_offset > at)
+        return Damaged(str(error), at, next(later, job.end))
+
     def _aborted(self, segments: Sequence[Segment]) -> list[Aborted]:
-        read = self._disk.read
-        return [
-            entry
-            for segment in segments
-            if len(segment.aborted)
-            for entry in segment.aborted_since(read, segment.base_offset)
-        ]
+        found: list[Aborted] = []
+        for segment in segments:
+            self._reading = segment.base_offset
+            if len(segment.aborted):
+                found += segment.aborted_since(self._disk.read, segment.base_offset)
+        return found
 
     def _learn(self, job: Job, aborted: Sequence[Aborted]) -> Newest:
         newest = Newest(self._limits.cleaner_keys_max, job.start)
@@ -196,22 +209,27 @@ class Cleaner:
         return Exchange(job, group, new, swap)
 
     def _batches(self, job: Job, segment: Segment) -> Iterator[tuple[Header, Buffer]]:
-        """Each whole batch of a segment."""
-        position = 0
+        """Each batch of a segment, as it was written: damage must not get a new checksum."""
+        position, offset = 0, segment.base_offset
+        self._reading = segment.base_offset
         while position < segment.size:
             size = min(_READ_BYTES, segment.size - position)
             chunk = self._disk.read(segment.log, position, size)
             at = 0
             while at + HEADER_BYTES <= len(chunk):
                 header = parse_header(chunk, at)
+                where = f"{segment.log.path} at byte {position + at:,} (offset {offset:,} or later)"
                 if header.size < HEADER_BYTES or position + at + header.size > segment.size:
-                    raise CorruptError(f"{segment.log.path} holds no batch at {position + at:,}.")
+                    raise CorruptError(f"{where} holds no batch.")
                 if at + header.size > len(chunk):
                     if at:
                         break
                     chunk = self._disk.read(segment.log, position, header.size)
+                if header.base_offset < offset or not crc_matches(chunk, at, header):
+                    raise CorruptError(f"{where} holds a batch that is damaged.")
                 yield header, memoryview(chunk)[at : at + header.size]
                 at += header.size
+                offset = header.next_offset
             if not at:
                 raise CorruptError(f"{segment.log.path} ends inside a batch at {position:,}.")
             position += at

@@ -14,7 +14,7 @@ import structlog
 
 from ledgerstream.limits import Limits
 from ledgerstream.log.cleanable import Cleanable, cleanable
-from ledgerstream.log.cleaner import Cleaner, Exchange, Job
+from ledgerstream.log.cleaner import Cleaner, Damaged, Exchange, Job
 from ledgerstream.log.compaction import Rules
 from ledgerstream.log.disk import Disk
 from ledgerstream.log.partition import Partition
@@ -42,7 +42,8 @@ class Cleanings:
     def __init__(self, host: Host) -> None:
         self._host = host
         self.cleaner = Cleaner(host.disk, host.limits, self._exchange, self._done)
-        self.failures: dict[Partition, str] = {}  # why one cannot be compacted; until a restart
+        # until a restart, or until what is damaged has left the log
+        self.uncleanable: dict[Partition, Damaged] = {}
         self.dirtiest = 0.0  # ratio, at the last look
         self._busy: Partition | None = None
         self._check_at_ms = 0
@@ -52,6 +53,11 @@ class Cleanings:
         self._now_ms = now_ms
         if self._busy is None and now_ms >= self._check_at_ms:
             self._check_at_ms = now_ms + self._host.limits.cleaner_check_ms
+            self.uncleanable = {
+                partition: damaged
+                for partition, damaged in self.uncleanable.items()
+                if not partition.deleted and partition.segments[0].base_offset <= damaged.segment
+            }
             self._begin(partitions)
 
     def state_of(self, partition: Partition) -> Cleanable:
@@ -71,7 +77,7 @@ class Cleanings:
             for partition in partitions
             if partition.config.compacts
             and partition.failure is None
-            and partition not in self.failures
+            and partition not in self.uncleanable
             for state in (self.state_of(partition),)
         ]
         self.dirtiest = max((ratio for ratio, _, _ in found), default=0.0)
@@ -101,8 +107,8 @@ class Cleanings:
     def _exchange(self, exchange: Exchange) -> None:
         self._host.post(partial(self._on_loop_exchange, exchange))
 
-    def _done(self, job: Job, cleaned: Cleaned | None, why: str | None) -> None:
-        self._host.post(partial(self._on_loop_done, job.partition, cleaned, why))
+    def _done(self, job: Job, cleaned: Cleaned | None, damaged: Damaged | None) -> None:
+        self._host.post(partial(self._on_loop_done, job.partition, cleaned, damaged))
 
     # on the loop
 
@@ -122,11 +128,19 @@ class Cleanings:
             self._host.leave(exchange.old)
         self.cleaner.answers.put(done)
 
-    def _on_loop_done(self, partition: Partition, cleaned: Cleaned | None, why: str | None) -> None:
+    def _on_loop_done(
+        self, partition: Partition, cleaned: Cleaned | None, damaged: Damaged | None
+    ) -> None:
         self._busy = None
         if cleaned is not None:
             partition.cleaned = cleaned
             self._check_at_ms = 0  # perhaps there is another one
-        if why is not None:
-            self.failures[partition] = why
-            log.error("partition cannot be compacted", partition=str(partition.key), why=why)
+        if damaged is not None and not partition.deleted:
+            self.uncleanable[partition] = damaged
+            self._check_at_ms = 0  # the others
+            log.error(
+                "partition is not compacted any more and grows; restore the file from a copy and "
+                f"restart, or delete the records below offset {damaged.end:,}",
+                partition=str(partition.key),
+                why=damaged.why,
+            )

@@ -109,7 +109,7 @@ async def test_transactions_are_known_after_their_log_was_compacted(tmp_path: Pa
     partition.begin_segment(node.now_ms())
     await until(lambda: partition.size_bytes < before / 5)
     told = {sample.name for metric in NodeCollector(node).collect() for sample in metric.samples}
-    names = {"bytes_read_total", "runs_total", "dirty_ratio_max", "failed_partitions"}
+    names = {"bytes_read_total", "runs_total", "dirty_ratio_max", "uncleanable_partitions"}
     assert {f"ledgerstream_cleaner_{name}" for name in names} <= told
     await node.stop()
     node = Node(Settings(data_dir=tmp_path, port=0), QUICK)

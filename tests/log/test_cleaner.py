@@ -16,7 +16,7 @@ from ledgerstream.limits import MIB
 from ledgerstream.log import Partition
 from ledgerstream.log.disk import Disk, File
 from ledgerstream.log.swap import CLEANED_SUFFIX, SWAP_SUFFIX
-from ledgerstream.wire.batches import Buffer
+from ledgerstream.wire.batches import HEADER_BYTES, Buffer
 from tests.log.compacting import (
     COMPACT,
     Open,
@@ -29,7 +29,15 @@ from tests.log.compacting import (
     roll,
     table,
 )
-from tests.log.harness import DIRECT, JOURNAL, Running, log_files
+from tests.log.harness import (
+    DIRECT,
+    JOURNAL,
+    Running,
+    flip,
+    last_batch_sizes,
+    log_files,
+    overwrite,
+)
 from tests.log.test_kafka_reads_our_files import dump
 from tests.peers import kafka
 
@@ -72,9 +80,9 @@ class Images(Disk):
         super().sync_directory(path)
 
 
-def mixed(running: Running) -> Partition:
+def mixed(running: Running, index: int = 0) -> Partition:
     """Plain, committed and aborted data over several segments, some of it superseded."""
-    partition = running.create(config=COMPACT)
+    partition = running.create(index, COMPACT)
     for i in range(30):
         put(partition, (f"k{i % 7}", f"plain{i}" * 10), (f"t{i % 5}", None if i % 3 else "x"))
         if i % 5 == 0:
@@ -204,7 +212,7 @@ def test_a_log_that_was_removed_or_moved_meanwhile_is_left_alone(open_store: Ope
             running.store.delete(partition.key)
         holding.set()
         running.until(lambda running=running: running.store.cleanings._busy is None)
-        assert running.store.cleanings.failures == {}
+        assert running.store.cleanings.uncleanable == {}
         if act == "trim":
             assert committed(partition, partition.log_start_offset)
         running.close()
@@ -267,18 +275,78 @@ def test_an_exchange_that_fails_half_way_is_finished_by_the_repair(open_store: O
     assert everywhere(partition) == expected
 
 
-def test_a_damaged_batch_stops_the_compaction_and_not_the_partition(open_store: Open) -> None:
+def damage(path: Path, how: str) -> None:
+    """Of the second batch: a flipped byte of its records, its offset or its size."""
+    position = last_batch_sizes(path, 10**6)[1][0]
+    if how == "record":
+        flip(path, position + HEADER_BYTES + 12)
+    elif how == "offset":
+        overwrite(path, position, bytes(8))
+    elif how == "size":
+        overwrite(path, position + 8, b"\x7f\xff\xff\xff")
+
+
+@pytest.mark.parametrize("how", ["record", "offset", "size"])
+def test_a_damaged_batch_stops_the_compaction_of_its_partition_alone(
+    open_store: Open, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it is written anew, least of all with a checksum that is right."""
+    running = open_store(DIRECT)
+    partition, other = mixed(running), mixed(running, 1)
+    path = log_files(running.directory)[0]
+    damage(path, how)
+    content, size = path.read_bytes(), other.size_bytes
+    clean(running, NOW)
+    clean(running, NOW)
+    cleanings = running.store.cleanings
+    (damaged,) = cleanings.uncleanable.values()
+    assert cleanings.uncleanable.keys() == {partition}
+    assert f"{path} at byte" in damaged.why
+    assert partition.failure is None
+    assert path.read_bytes() == content
+    assert cleanings.cleaner.stats.failures == 1  # it is not tried again
+    assert other.size_bytes < size
+    said = capsys.readouterr().out
+    assert said.count(f"or delete the records below offset {damaged.end}") == 1
+    running.store.delete(partition.key)
+    clean(running, NOW)
+    assert cleanings.uncleanable == {}
+
+
+@pytest.mark.parametrize("by", ["retention", "delete records", "restart"])
+def test_a_damaged_partition_is_compacted_again_when_the_damage_is_gone(
+    open_store: Open, by: str
+) -> None:
     running = open_store(DIRECT)
     partition = mixed(running)
+    before = partition.size_bytes
     path = log_files(running.directory)[0]
-    content = bytearray(path.read_bytes())
-    content[8:12] = b"\x7f\xff\xff\xff"
-    path.write_bytes(content)
+    content = path.read_bytes()
+    damage(path, "record")
     clean(running, NOW)
-    assert "holds no batch" in running.store.cleanings.failures[partition]
-    assert partition.failure is None
+    (damaged,) = running.store.cleanings.uncleanable.values()
+    if by == "retention":  # which goes on meanwhile
+        policy = {"cleanup_policy": "compact,delete", "retention_bytes": before - 1_600}
+        partition.config = replace(COMPACT, **policy)
+        for _ in range(2):
+            running.store.trims._check_at_ms = 0
+            running.store.trims.tick([partition], NOW)
+            running.drain()
+        assert partition.log_start_offset >= damaged.end
+    elif by == "delete records":
+        assert running.trim(partition, damaged.end)
+    else:
+        path.write_bytes(content)
+        running.close()
+        running = open_store(DIRECT)
+        partition = running.partition()
+        partition.config = COMPACT
+    running.drain()
+    left = partition.size_bytes
     clean(running, NOW)
-    assert running.store.cleanings.cleaner.stats.failures == 1  # it is not tried again
+    assert running.store.cleanings.uncleanable == {}
+    assert partition.size_bytes < left
+    assert partition.cleaned.clean_below > damaged.end
 
 
 def test_it_keeps_to_its_pace_and_stops_at_once(open_store: Open) -> None:
