@@ -1,4 +1,5 @@
-"""The topic catalogue: topics, their partitions and settings, and the producer ids handed out.
+"""The catalogue: topics, their partitions and settings, those of groups, and the producer ids
+handed out.
 
 A pure machine over its own log. `decide_…` answers with records and a reply; `replay` performs
 them. Chance (topic ids) comes in as arguments. Records are written as JSON, one a log record,
@@ -17,7 +18,7 @@ from uuid import UUID
 import msgspec
 from kio.schema.errors import ErrorCode
 
-from ledgerstream import topicconfig
+from ledgerstream import groupconfig, topicconfig
 from ledgerstream.limits import LIMITS
 from ledgerstream.machine import Decision
 
@@ -52,12 +53,23 @@ class ConfigChanged(msgspec.Struct, tag="config-changed", frozen=True):
     config: dict[str, str]  # all overrides there are now
 
 
+class GroupConfigChanged(msgspec.Struct, tag="group-config-changed", frozen=True):
+    group: str
+    config: dict[str, str]  # all overrides there are now
+
+
 class ProducerIdsGiven(msgspec.Struct, tag="producer-ids-given", frozen=True):
     next_id: int  # no id below it is ever given again
 
 
 CatalogRecord = (
-    ClusterFormed | TopicCreated | TopicDeleted | PartitionsAdded | ConfigChanged | ProducerIdsGiven
+    ClusterFormed
+    | TopicCreated
+    | TopicDeleted
+    | PartitionsAdded
+    | ConfigChanged
+    | GroupConfigChanged
+    | ProducerIdsGiven
 )
 
 _encoder = msgspec.json.Encoder()
@@ -99,11 +111,12 @@ def refuse(error: ErrorCode, message: str) -> Decided:
 
 
 class Catalog:
-    """All topics, by name and by id."""
+    """All topics, by name and by id, and the overrides of groups."""
 
     def __init__(self) -> None:
         self.topics: dict[str, Topic] = {}
         self.by_id: dict[UUID, Topic] = {}
+        self.group_configs: dict[str, dict[str, str]] = {}
         self.cluster_id = ""
         self.next_producer_id = 0
         self.version = 0  # counts replayed records: a cheap "has anything changed?"
@@ -212,6 +225,29 @@ class Catalog:
         record = ConfigChanged(topic.topic_id, config)
         return Decision((record,), Answer(ErrorCode.none, None, topic))
 
+    def decide_alter_group_config(
+        self, group: str, changes: list[tuple[str, int, str | None]]
+    ) -> Decided:
+        """As `decide_alter_config`; a group may be set before it is there."""
+        if not group:
+            return refuse(ErrorCode.invalid_request, "Default group resources are not allowed.")
+        names = [setting for setting, _, _ in changes]
+        if len(set(names)) != len(names):
+            return refuse(ErrorCode.invalid_request, "Error due to duplicate config keys")
+        before = self.group_configs.get(group, {})
+        config = dict(before)
+        for setting, operation, value in changes:
+            if operation != 1 and value is None:
+                return refuse(
+                    ErrorCode.invalid_request, f"Null value not supported for : {setting}"
+                )
+            if bad := groupconfig.change(config, setting, operation, value or ""):
+                return refuse(ErrorCode.invalid_config, bad)
+        if bad := groupconfig.why_bad(config):
+            return refuse(ErrorCode.invalid_config, bad)
+        records = () if config == before else (GroupConfigChanged(group, config),)
+        return Decision(records, Answer(ErrorCode.none))
+
     def decide_give_producer_ids(self, count: int) -> Decision[CatalogRecord, range]:
         """A block of ids that were never given and never will be again."""
         first = self.next_producer_id
@@ -235,14 +271,30 @@ class Catalog:
                 self.by_id[record.topic_id].partitions = record.partitions
             case ConfigChanged():
                 self.by_id[record.topic_id].config = dict(record.config)
+            case GroupConfigChanged():
+                self.group_configs.pop(record.group, None)
+                if record.config:
+                    self.group_configs[record.group] = dict(record.config)
             case ProducerIdsGiven():
                 assert record.next_id > self.next_producer_id, record
                 self.next_producer_id = record.next_id
+
+    def session_ms(self, group: str) -> int | None:
+        """What its members were set to, if they were."""
+        return self._group_number(group, groupconfig.SESSION)
+
+    def heartbeat_ms(self, group: str) -> int | None:
+        return self._group_number(group, groupconfig.HEARTBEAT)
+
+    def _group_number(self, group: str, name: str) -> int | None:
+        value = self.group_configs.get(group, {}).get(name)
+        return None if value is None else int(value)
 
     def become(self, other: Catalog) -> None:
         """Go back to a state that has fewer records behind it."""
         self.version += 1
         self.cluster_id, self.next_producer_id = other.cluster_id, other.next_producer_id
+        self.group_configs = {name: dict(found) for name, found in other.group_configs.items()}
         copies = [replace(topic, config=dict(topic.config)) for topic in other.topics.values()]
         self.topics = {topic.name: topic for topic in copies}
         self.by_id = {topic.topic_id: topic for topic in copies}

@@ -63,7 +63,10 @@ class Limits:
     group_members_max: int = 10_000  # of one group, and ids given to those that are about to join
     group_client_id_bytes_max: int = 255  # of a member's client's name, what is kept
     consumer_session_ms: int = 45_000  # Kafka's group.consumer.session.timeout.ms
+    consumer_session_ms_min: int = 6_000  # a group may be set to; Kafka's 45 s serve nobody
+    consumer_session_ms_max: int = 60_000  # Kafka's group.consumer.max.session.timeout.ms
     consumer_heartbeat_ms: int = 5_000  # Kafka's group.consumer.heartbeat.interval.ms: if large
+    consumer_heartbeat_ms_max: int = 15_000  # Kafka's group.consumer.max.heartbeat.interval.ms
     consumer_heartbeat_ms_min: int = 500  # of a small group; each member adds 5 ms
     consumer_hurry_ms: int = 100  # of a member that is on its way to what it is to have
     group_metadata_bytes_max: int = 16 * MIB  # subscriptions and assignments of one group
@@ -172,6 +175,10 @@ class Limits:
         assert self.consumer_hurry_ms <= self.consumer_heartbeat_ms_min
         assert self.consumer_heartbeat_ms_min < self.consumer_heartbeat_ms
         assert self.consumer_heartbeat_ms * 3 <= self.consumer_session_ms
+        assert self.consumer_heartbeat_ms < self.consumer_session_ms_min
+        assert self.consumer_session_ms_min <= self.consumer_session_ms
+        assert self.consumer_session_ms <= self.consumer_session_ms_max
+        assert self.consumer_heartbeat_ms <= self.consumer_heartbeat_ms_max
         assert self.member_heartbeat_ms * 3 <= self.member_session_ms <= self.member_rebalance_ms
         assert self.group_metadata_bytes_max < self.coordinator_segment_bytes
         assert self.retry_first_ms <= self.retry_ms_max < self.delivery_ms_max

@@ -50,11 +50,12 @@ class Setting:
             number = float(value) if self.type == "double" else int(value)
         except ValueError:
             return start + f"Not a number of type {self.type.upper()}"
-        high = min(self.high, INT_MAX) if self.type == "int" else self.high
+        if self.type == "int" and not -INT_MAX - 1 <= number <= INT_MAX:
+            return start + "Not a number of type INT"
         if not number >= self.low:
             return start + f"Value must be at least {self.low}"
-        if number > high:
-            return start + f"Value must be no more than {high}"
+        if number > self.high:
+            return start + f"Value must be no more than {self.high}"
         return None
 
 

@@ -45,6 +45,7 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Apa
         "group.consumer.assignment.interval.ms": 0,
         "group.consumer.assignor.offload.enable": "false",
         "group.consumer.min.heartbeat.interval.ms": 100,
+        "group.consumer.min.session.timeout.ms": 6_000,  # as ours
         "group.consumer.heartbeat.interval.ms": 500,  # as ours of a small group
     }
     with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka"), **often) as running:

@@ -11,13 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GROUND = {"errors", "limits", "machine", "events", "money"}
-CORES = {"log", "raft", "txn", "groups", "catalog", "topicconfig"}
+CORES = {"log", "raft", "txn", "groups", "catalog", "topicconfig", "groupconfig"}
 # room → the rooms that it may import besides itself and the ground
 MAY: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
     "wire": GROUND,
     **{name: GROUND | {"wire"} for name in CORES},
-    "catalog": GROUND | {"wire", "topicconfig"},  # settings are part of the catalogue
+    "groupconfig": GROUND | {"topicconfig"},
+    "catalog": GROUND | {"wire", "topicconfig", "groupconfig"},  # settings are part of it
     "client": GROUND | {"wire"},
     "broker": GROUND | {"wire"} | CORES,
     "stream": GROUND | {"wire", "client"},
@@ -29,7 +30,7 @@ MAY: dict[str, set[str]] = {
     "risk": set(),
     "": set(),  # the package itself imports nothing until asked
 }
-PURE = {"wire", "raft", "txn", "groups", "catalog", "topicconfig", "machine"}
+PURE = {"wire", "raft", "txn", "groups", "catalog", "topicconfig", "groupconfig", "machine"}
 IMPURE_MODULES = {
     "asyncio", "socket", "time", "random", "secrets", "os", "threading", "subprocess", "pathlib",
     "shutil", "tempfile", "select", "ssl", "uvloop", "asyncpg",

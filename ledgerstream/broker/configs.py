@@ -1,4 +1,5 @@
-"""DescribeConfigs and IncrementalAlterConfigs: settings of topics, and the broker's to look at."""
+"""DescribeConfigs and IncrementalAlterConfigs: settings of topics and of groups, and the broker's
+to look at."""
 
 from __future__ import annotations
 
@@ -7,33 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 from kio.schema.errors import ErrorCode
 
-from ledgerstream import topicconfig
+from ledgerstream import groupconfig
 from ledgerstream.broker.server import Exchange
 from ledgerstream.broker.settings import Settings
-from ledgerstream.topicconfig import SETTINGS, TYPE_NUMBERS
+from ledgerstream.topicconfig import SETTINGS, TYPE_NUMBERS, Setting
 
 if TYPE_CHECKING:
     from ledgerstream.broker.node import Node
 
-TOPIC, BROKER = 2, 4
+TOPIC, BROKER, GROUP = 2, 4, 32
 # ConfigSource
-TOPIC_CONFIG, STATIC_BROKER_CONFIG, DEFAULT_CONFIG = 1, 4, 5
+TOPIC_CONFIG, STATIC_BROKER_CONFIG, DEFAULT_CONFIG, GROUP_CONFIG = 1, 4, 5, 8
 
 
 def topic_entries(
     config: Mapping[str, str], only: set[str] | None = None, *, explained: bool = False
 ) -> list[dict[str, Any]]:
     """Every setting of a topic with where its value comes from."""
+    return _entries(SETTINGS, config, TOPIC_CONFIG, only, explained)
+
+
+def _entries(
+    settings: Mapping[str, Setting],
+    config: Mapping[str, str],
+    source: int,
+    only: set[str] | None,
+    explained: bool,
+) -> list[dict[str, Any]]:
     return [
         _entry(
-            setting.name,
-            topicconfig.effective(config, setting.name),
-            TOPIC_CONFIG if setting.name in config else DEFAULT_CONFIG,
+            name,
+            config.get(name, setting.default),
+            source if name in config else DEFAULT_CONFIG,
             TYPE_NUMBERS[setting.type],
             setting.text if explained else None,
         )
-        for setting in SETTINGS.values()
-        if only is None or setting.name in only
+        for name, setting in settings.items()
+        if only is None or name in only
     ]
 
 
@@ -68,6 +79,12 @@ def describe(node: Node, exchange: Exchange) -> None:
                 message = "This server does not host this topic-partition."
             else:
                 entries = topic_entries(topic.config, only, explained=explained)
+        elif resource.resource_type == GROUP:
+            if resource.resource_name:
+                config = node.catalog.group_configs.get(resource.resource_name, {})
+                entries = _entries(groupconfig.SETTINGS, config, GROUP_CONFIG, only, explained)
+            else:
+                error, message = ErrorCode.invalid_request, "Group name must not be empty"
         elif resource.resource_type == BROKER:
             if resource.resource_name not in ("", str(node.settings.node_id)):
                 error = ErrorCode.invalid_request
@@ -124,12 +141,14 @@ async def alter(node: Node, exchange: Exchange) -> None:
     results = []
     for resource in request.resources:
         error, message = ErrorCode.none, None
-        if resource.resource_type != TOPIC:
+        if resource.resource_type not in (TOPIC, GROUP):
             error = ErrorCode.invalid_request
-            message = "Only the settings of topics can be changed while the broker runs."
+            message = "Only settings of topics and groups can be changed while the broker runs."
         else:
             changes = [(c.name, c.config_operation, c.value) for c in resource.configs]
-            decision = node.catalog.decide_alter_config(resource.resource_name, changes)
+            catalog, is_group = node.catalog, resource.resource_type == GROUP
+            decide = catalog.decide_alter_group_config if is_group else catalog.decide_alter_config
+            decision = decide(resource.resource_name, changes)
             answer = decision.reply
             if not request.validate_only:
                 answer = await node.perform(decision)

@@ -3,7 +3,7 @@
 How often members are to be heard from is told with each answer. Kafka asks for a heartbeat every
 five seconds, and a change needs several to go through a group; here a small group is asked more
 often, and a member that is on its way to another assignment soon again, as long as all members
-together do not become many a second.
+together do not become many a second. A group for which it is set (`groupconfig`) is asked as set.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def _beat(
             return
         group = shard.machine.modern(name) if shard.ready else None
         members = 0 if group is None else len(group.members)
-        _answer(exchange, reply, _interval_ms(node.limits, members, reply))
+        set_ms = node.catalog.heartbeat_ms(name)
+        _answer(exchange, reply, _interval_ms(node.limits, members, reply, set_ms))
 
     groups.perform(shard, decision, done)
     if reply.error is ErrorCode.none and shard.ready:
@@ -100,9 +101,11 @@ def _beat(
         groups.schedule(shard)
 
 
-def _interval_ms(limits: Limits, members: int, reply: Beaten) -> int:
+def _interval_ms(limits: Limits, members: int, reply: Beaten, set_ms: int | None) -> int:
     if reply.epoch < 0:
         return 0  # it has left
+    if set_ms is not None:
+        return set_ms  # an operator knows better
     if reply.hurry:
         return max(limits.consumer_hurry_ms, members * HURRY_MS_EACH)
     calm_ms = max(limits.consumer_heartbeat_ms_min, members * CALM_MS_EACH)

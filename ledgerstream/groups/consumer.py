@@ -63,6 +63,9 @@ class Topics(Protocol):
     def version(self) -> int:
         """Another one whenever anything has changed."""
 
+    def session_ms(self, group: str) -> int | None:
+        """What an operator has set for the group; None: as for all."""
+
 
 class Beat(NamedTuple):
     """A heartbeat. None (or −1): as it was."""
@@ -581,8 +584,10 @@ class ConsumerGroup:
         """It lives: its session begins anew."""
         member = self.members.get(member_id)
         if member is not None:
-            classic = member.classic
-            session_ms = self.rules.session_ms if classic is None else classic.session_timeout_ms
+            if member.classic is None:
+                session_ms = self.topics.session_ms(self.name) or self.rules.session_ms
+            else:
+                session_ms = member.classic.session_timeout_ms
             self.timers.set(self.clock(member_id).session, at_ms + session_ms)
 
     def heard(self, member_id: str, at_ms: int) -> None:

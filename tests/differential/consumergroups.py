@@ -269,3 +269,99 @@ def modern_group_by_a_pattern(raw: Raw, topic: str) -> Iterator[tuple[str, Any]]
     yield "it goes on", a.settle()[0]
     yield "seen", describe(raw, group)[1]
     yield "it leaves", a.leave()
+
+
+GROUP = 32
+SESSION, INTERVAL = "consumer.session.timeout.ms", "consumer.heartbeat.interval.ms"
+
+
+def settings_of(raw: Raw, group: str, keys: list[str] | None) -> Any:
+    reply = raw.ask(
+        Api.DESCRIBE_CONFIGS, 4, include_synonyms=False, include_documentation=False,
+        resources=[{
+            "resource_type": GROUP, "resource_name": group, "configuration_keys": keys,
+        }],
+    )  # fmt: skip
+    (found,) = reply["results"]
+    return found["error_code"], sorted(
+        (each["name"], each["value"], each["config_source"], each["config_type"])
+        for each in found["configs"] if each["name"] in (SESSION, INTERVAL)
+    )  # fmt: skip
+
+
+def alter(raw: Raw, group: str, *changes: tuple[str, int, Any], validate: bool = False) -> Any:
+    reply = raw.ask(
+        Api.INCREMENTAL_ALTER_CONFIGS, 1, validate_only=validate, resources=[{
+            "resource_type": GROUP, "resource_name": group, "configs": [
+                {"name": name, "config_operation": operation, "value": value}
+                for name, operation, value in changes
+            ],
+        }],
+    )  # fmt: skip
+    return [(each["error_code"], each["error_message"]) for each in reply["responses"]]
+
+
+def known(raw: Raw, group: str, name: str, value: str) -> Any:
+    """Once it is: Kafka answers before its broker has heard of it."""
+    while settings_of(raw, group, [name])[1][0][1] != value:
+        pass
+    return settings_of(raw, group, [name])
+
+
+@scenario
+def modern_group_settings(raw: Raw, topic: str) -> Iterator[tuple[str, Any]]:
+    group = f"group-{topic}"
+    yield "nothing is set", settings_of(raw, group, [SESSION, "none"])
+    yield "all there are", [name for name, *_ in settings_of(raw, group, None)[1]]
+    yield "of no group", settings_of(raw, "", None)
+    yield "a session", alter(raw, group, (SESSION, 0, "30000"))
+    yield "is known", known(raw, group, SESSION, "30000")
+    yield "of nobody", alter(raw, "", (SESSION, 0, "30000"))
+    for name, values in {
+        SESSION: ("x", "-1", "0", "2147483648", "5999", "60001"), INTERVAL: ("99", "15001", "0.5"),
+    }.items():  # fmt: skip
+        for value in values:
+            yield f"{name} {value}", alter(raw, group, (name, 0, value))
+    yield "at the bounds", alter(raw, group, (SESSION, 0, "60000"), (INTERVAL, 0, "15000"))
+    yield "at the others", alter(raw, group, (SESSION, 0, "6000"), (INTERVAL, 0, "100"))
+    yield (
+        "a session of two beats",
+        [
+            alter(raw, group, (SESSION, 0, session), (INTERVAL, 0, "7000"))
+            for session in ("6999", "7000", "7001")
+        ],
+    )
+    yield "no value", alter(raw, group, (SESSION, 0, None))
+    yield "an unknown one", alter(raw, group, ("none", 0, "1"))
+    yield "an unknown one goes", alter(raw, group, ("none", 1, None))
+    yield "more of it", alter(raw, group, (SESSION, 2, "1"))
+    yield "less of it", alter(raw, group, (SESSION, 3, "1"))
+    yield "twice", alter(raw, group, (SESSION, 0, "30000"), (SESSION, 0, "31000"))
+    yield "to try", alter(raw, group, (SESSION, 0, "31000"), validate=True)
+    yield "to try what is wrong", alter(raw, group, (SESSION, 0, "1"), validate=True)
+    yield "is as it was", known(raw, group, SESSION, "7001")
+    yield "goes", alter(raw, group, (SESSION, 1, None), (INTERVAL, 1, None))
+    yield "has gone", known(raw, group, SESSION, "45000")
+
+
+@scenario
+def modern_group_is_asked_for_heartbeats_as_set(raw: Raw, topic: str) -> Iterator[tuple[str, Any]]:
+    group = begin(raw, topic)
+    a = Member(raw, group, "a", topic)
+
+    def interval() -> int:
+        reply = raw.ask(
+            MODERN, 1, group_id=group, member_id="a", member_epoch=a.epoch,
+            topic_partitions=a.has, rebalance_timeout=-1,
+        )  # fmt: skip
+        return int(reply["heartbeat_interval"])
+
+    yield "set before it is there", alter(raw, group, (INTERVAL, 0, "1234"))
+    known(raw, group, INTERVAL, "1234")
+    yield "joins", a.join()
+    yield "settles", a.settle()
+    yield "as set", interval()
+    yield "set anew", alter(raw, group, (INTERVAL, 0, "4321"))
+    known(raw, group, INTERVAL, "4321")
+    yield "at the next heartbeat", interval()
+    yield "leaves", a.leave()

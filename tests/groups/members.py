@@ -24,6 +24,7 @@ class FakeTopics:
 
     topics: dict[str, FakeTopic] = field(default_factory=dict)
     version: int = 0
+    sessions: dict[str, int] = field(default_factory=dict)  # by group, where one was set
 
     @property
     def by_id(self) -> dict[UUID, FakeTopic]:
@@ -34,6 +35,9 @@ class FakeTopics:
         found = self.topics.setdefault(name, FakeTopic(name, UUID(int=len(self.topics) + 1), 0))
         found.partitions = partitions
         return found.topic_id
+
+    def session_ms(self, group: str) -> int | None:
+        return self.sessions.get(group)
 
     def drop(self, name: str) -> None:
         self.version += 1
