@@ -143,10 +143,7 @@ def recovered(image: Image, root: Path, directory: Path, truth: Truth, told: obj
     shutil.rmtree(directory)
 
 
-TORTURE = pytest.param(40, marks=pytest.mark.torture)
-
-
-@pytest.mark.parametrize("count", [2, TORTURE])
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("act", ACTS)
 def test_a_power_cut_at_any_step_loses_and_revives_nothing(
     tmp_path: Path, act: str, count: int
@@ -157,7 +154,7 @@ def test_a_power_cut_at_any_step_loses_and_revives_nothing(
         recovered(image, cuts.root, tmp_path / "image", cuts.truth, told)
 
 
-@pytest.mark.parametrize("count", [2, TORTURE])
+@pytest.mark.parametrize("count", [2, pytest.param(8, marks=pytest.mark.torture)])
 @pytest.mark.parametrize(
     ("act", "left"),
     [("compact", SWAP_SUFFIX), ("compact again", CLEANED_SUFFIX), ("close half way", CLEAN_NAME)],
