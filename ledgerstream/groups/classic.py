@@ -86,6 +86,7 @@ class ClassicGroup:
         self._join_timer = Timer(self._join_time_is_up)
         self._sync_timer = Timer(self._sync_time_is_up)
         self._again_timer = Timer(self._begin_again)
+        self._stays_stable = False
 
     # -- what is remembered
 
@@ -121,14 +122,15 @@ class ClassicGroup:
         for member in self.members.values():
             self._timers.set(member.timer, at_ms + member.session_ms)
 
-    def begin_again(self) -> None:
+    def begin_again(self, *, stable: bool = False) -> None:
         """It was a next-generation group just now: its members are called to join, as soon as
-        there is a time."""
+        there is a time; not where each has what it is to have."""
+        self._stays_stable = stable
         self._timers.set(self._again_timer, 0)
 
     def _begin_again(self, out: Outcome) -> None:
         self.start(out.at_ms)
-        if self.phase is STABLE:
+        if self.phase is STABLE and not self._stays_stable:
             self._prepare(out)
 
     def call_off(self, out: Outcome) -> None:

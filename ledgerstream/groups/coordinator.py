@@ -137,6 +137,7 @@ class GroupCoordinator:
         self.timers = Timers()
         self._topics, self._rules, self._consumer_rules = topics, rules, consumer_rules
         self._were_modern: set[str] = set()  # next-generation groups that were given up
+        self._go_on: set[str] = set()  # and of which nobody need join again
         self._metadata_chars_max = metadata_chars_max
 
     # -- what the log remembers
@@ -160,7 +161,8 @@ class GroupCoordinator:
                 group.adopt(record)
                 if record.group in self._were_modern:
                     self._were_modern.remove(record.group)
-                    group.begin_again()
+                    group.begin_again(stable=record.group in self._go_on)
+                    self._go_on.discard(record.group)
             case GroupForgotten():
                 forgotten = self.classic(record.group)
                 if forgotten is not None:
@@ -219,7 +221,8 @@ class GroupCoordinator:
         if group is None and asked.member_id:
             out.tell(ticket, Joined(ErrorCode.unknown_member_id, asked.member_id))
         elif isinstance(group, ConsumerGroup) and group.members:
-            mixed.join(group, asked, ticket, out)
+            if mixed.join(group, asked, ticket, out):
+                self._go_on.add(name)
         elif isinstance(group, ConsumerGroup) and asked.is_nameless:
             out.tell(ticket, Joined(ErrorCode.member_id_required, asked.new_id))
         else:

@@ -9,7 +9,7 @@ a heartbeat that says everything, and SyncGroup fetches what it was given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kio.schema.errors import ErrorCode
 
@@ -43,27 +43,72 @@ ANY_EPOCH = 1  # of a classic member that is known: what fences it is its genera
 UNREVOKED, UNRELEASED = MemberState.UNREVOKED_PARTITIONS, MemberState.UNRELEASED_PARTITIONS
 
 
-def join(group: ConsumerGroup, asked: Join, ticket: Ticket, out: Outcome) -> None:
-    """A JoinGroup request."""
+def join(group: ConsumerGroup, asked: Join, ticket: Ticket, out: Outcome) -> bool:
+    """A JoinGroup request. True: the group becomes a classic one and nothing changes for anybody,
+    so that nobody is to join again."""
     if not _supports(group, asked):
         out.tell(ticket, Joined(ErrorCode.inconsistent_group_protocol, asked.member_id))
-        return
+        return False
     if asked.is_nameless:
         out.tell(ticket, Joined(ErrorCode.member_id_required, asked.new_id))
-        return
+        return False
     protocol, metadata = asked.protocols[0]
     try:
         subscription = read_subscription(metadata)
     except DecodeError:
         out.tell(ticket, Joined(ErrorCode.inconsistent_group_protocol, asked.member_id))
-        return
+        return False
+    replaced = _last_modern(group, asked)
+    if replaced is not None:
+        _join_as_classic(group, asked, replaced, ticket, out)
+        same = subscription.topics == replaced.topics and not replaced.regex
+        return same and _is_at_rest(group, replaced.member_id)
     decision = group.decide_heartbeat(_beat(group, asked, subscription), out.now_ms)
     reply = decision.reply
     if reply.error is not ErrorCode.none:
         out.tell(ticket, Joined(reply.error, asked.member_id))
-        return
+        return False
     out.records += decision.records
     out.tell(ticket, Joined(ErrorCode.none, reply.member_id, reply.epoch, CONSUMER, protocol))
+    return False
+
+
+def _last_modern(group: ConsumerGroup, asked: Join) -> Member | None:
+    """The static member that this classic one replaces, if no other speaks the new protocol."""
+    if asked.member_id or asked.instance_id is None:
+        return None
+    modern = [member for member in group.members.values() if member.classic is None]
+    return modern[0] if [m.instance_id for m in modern] == [asked.instance_id] else None
+
+
+def _is_at_rest(group: ConsumerGroup, replaced: str) -> bool:
+    """Whether each has what it is to have; the one that is replaced may be away."""
+    held, target = group.current[replaced].held, group.targets.get(replaced, NOTHING)
+    others = (current for name, current in group.current.items() if name != replaced)
+    return (held, group.target_epoch) == (target, group.epoch) and all(
+        current.state is MemberState.STABLE and current.epoch == group.epoch for current in others
+    )
+
+
+def _join_as_classic(
+    group: ConsumerGroup, asked: Join, replaced: Member, ticket: Ticket, out: Outcome
+) -> None:
+    """It takes over what the other had, in a group that is a classic one from now on."""
+    member = replaced._replace(
+        member_id=asked.new_id,
+        client_id=asked.client_id,
+        client_host=asked.client_host,
+        rebalance_timeout_ms=asked.rebalance_ms,
+        classic=ClassicProtocol(asked.session_ms, asked.protocols),
+    )
+    staying = [m for m in group.members.values() if m is not replaced] + [member]
+    held = {m.member_id: group.current[m.member_id].held for m in staying[:-1]}
+    held[member.member_id] = group.current[replaced.member_id].held
+    classic = _as_classic(group, staying, held, out.now_ms)
+    assert classic is not None  # `_supports`
+    out.records += (*group.tombstones(), classic)
+    reply = Joined(ErrorCode.none, asked.new_id, group.epoch, CONSUMER, classic.protocol)
+    out.tell(ticket, reply)
 
 
 def joined(group: ConsumerGroup, member_id: str, asked: Join, at_ms: int) -> None:
@@ -235,27 +280,35 @@ def expire(group: ConsumerGroup, member_id: str, out: Outcome) -> None:
 def downgrade(group: ConsumerGroup, leaving: Iterable[str], now_ms: int) -> GroupMetadata | None:
     """What the group is as a classic one once these are gone; None if it stays as it is."""
     gone = set(leaving)
-    staying = {name: m for name, m in group.members.items() if name not in gone}
-    if not staying or any(member.classic is None for member in staying.values()):
+    staying = [member for name, member in group.members.items() if name not in gone]
+    if not staying or any(member.classic is None for member in staying):
         return None
     if all(group.members[name].classic is not None for name in gone):
         return None  # as it has been: nothing is left that speaks the new protocol
+    held = {member.member_id: group.current[member.member_id].held for member in staying}
+    return _as_classic(group, staying, held, now_ms)
+
+
+def _as_classic(
+    group: ConsumerGroup, members: list[Member], held: Mapping[str, Assignment], now_ms: int
+) -> GroupMetadata | None:
+    """The classic group of these members; None if there is no protocol that all of them know."""
     known = Counter(
         name
-        for member in staying.values()
+        for member in members
         if member.classic is not None
         for name, metadata in dict(member.classic.protocols).items()
         if _is_subscription(metadata)
     )
-    first = next(iter(staying.values())).classic
+    first = members[0].classic
     assert first is not None
-    protocol = next((n for n, _ in first.protocols if known[n] == len(staying)), None)
+    protocol = next((n for n, _ in first.protocols if known[n] == len(members)), None)
     if protocol is None:
         return None
+    recorded = (_recorded(group, each, protocol, held[each.member_id]) for each in members)
     return GroupMetadata(
-        group.name, CONSUMER, group.epoch, protocol, next(iter(staying)), now_ms,
-        tuple(_recorded(group, member, protocol) for member in staying.values()),
-    )  # fmt: skip
+        group.name, CONSUMER, group.epoch, protocol, members[0].member_id, now_ms, tuple(recorded)
+    )
 
 
 def _is_subscription(metadata: bytes) -> bool:
@@ -267,15 +320,17 @@ def _is_subscription(metadata: bytes) -> bool:
     return True
 
 
-def _recorded(group: ConsumerGroup, member: Member, protocol: str) -> MemberMetadata:
+def _recorded(
+    group: ConsumerGroup, member: Member, protocol: str, held: Assignment
+) -> MemberMetadata:
+    """`held`, so that nobody gets what it still has to let go of, should the group be changed back
+    meanwhile."""
     assert member.classic is not None
     metadata = dict(member.classic.protocols)[protocol]
-    # nobody may get what it still has to let go of, should the group be changed back meanwhile
-    assigned = _by_name(group.current[member.member_id].held, group)
     return MemberMetadata(
         member.member_id, member.instance_id, member.client_id, member.client_host,
         member.rebalance_timeout_ms, member.classic.session_timeout_ms, metadata,
-        write_assignment(assigned, version_of(metadata)),
+        write_assignment(_by_name(held, group), version_of(metadata)),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ledgerstream.wire.versions import Api
+from tests.differential.groups import Group, subscription
 from tests.differential.raw import Raw
 from tests.differential.scenarios import create, scenario, until
 
@@ -365,3 +366,92 @@ def modern_group_is_asked_for_heartbeats_as_set(raw: Raw, topic: str) -> Iterato
     known(raw, group, INTERVAL, "4321")
     yield "at the next heartbeat", interval()
     yield "leaves", a.leave()
+
+
+def classic_state(group: Group) -> Any:
+    (found,) = group.describe()["groups"]
+    members = [(m["member_id"], m["group_instance_id"]) for m in found["members"]]
+    return found["error_code"], found["group_state"], found["protocol_data"], members
+
+
+def mixed_pair(raw: Raw, topic: str) -> tuple[Member, Group]:
+    """A static next-generation member and a classic one, each with half of the partitions."""
+    name = begin(raw, topic)
+    modern, group = Member(raw, name, "m", topic, instance_id="i"), Group(raw, name, topic)
+    modern.join()
+    modern.settle()
+    for _ in range(2):
+        group.join("c")
+    group.sync("c")
+    modern.beat()
+    modern.settle()
+    group.join("c")
+    group.sync("c")
+    return modern, group
+
+
+def replace_static(group: Group, *topics: str) -> Any:
+    """A classic member comes with the instance id of the next-generation one."""
+    before = group.generation
+    metadata = subscription(*topics)
+    joined = group.join(
+        "s", group_instance_id="i", protocols=[{"name": "range", "metadata": metadata}]
+    )
+    group.generation = before
+    names = "error_code", "protocol_name", "leader", "members"
+    return [joined[name] for name in names]
+
+
+@scenario
+def modern_group_whose_last_member_is_replaced_by_a_classic_one(
+    raw: Raw, topic: str
+) -> Iterator[tuple[str, Any]]:
+    modern, group = mixed_pair(raw, topic)
+    yield "half and half", describe(raw, group.name)[:2]
+    yield "it is replaced", replace_static(group, topic)
+    yield "a classic group", classic_state(group)
+    yield "and no other", describe(raw, group.name)
+    yield "c goes on", group.beat("c")
+    synced = group.sync("s", group_instance_id="i")
+    yield "s has what m had", (synced["error_code"], len(synced["assignment"]))
+    yield "s goes on", group.beat("s", group_instance_id="i")
+    yield "m is none any more", modern.beat(instance_id="i")
+    group.send_join("c")
+    group.wait_members(2)
+    yield "c wants to assign anew", group.beat("s", group_instance_id="i")["error_code"]
+    yield "s joins", group.join("s", group_instance_id="i")["error_code"]
+    yield "a generation of the two", len(group.joined("c")["members"])
+    group.close()
+
+
+@scenario
+def modern_group_whose_last_member_is_replaced_with_another_wish(
+    raw: Raw, topic: str
+) -> Iterator[tuple[str, Any]]:
+    modern, group = mixed_pair(raw, topic)
+    yield "it is replaced", replace_static(group, topic, f"{topic}-other")
+    yield "a classic group", classic_state(group)
+    yield "s syncs", group.sync("s", group_instance_id="i")["error_code"]
+    yield "c is called to join", group.beat("c")["error_code"]
+    yield "m is none any more", modern.beat(instance_id="i")
+    group.send_join("c")
+    yield "s joins", group.join("s", group_instance_id="i")["error_code"]
+    yield (
+        "a generation of the two",
+        sorted((name, instance) for name, instance, _ in group.joined("c")["members"]),
+    )
+    group.close()
+
+
+@scenario
+def modern_group_of_one_static_member_that_comes_back_as_a_classic_one(
+    raw: Raw, topic: str
+) -> Iterator[tuple[str, Any]]:
+    name = begin(raw, topic)
+    modern, group = Member(raw, name, "m", topic, instance_id="i"), Group(raw, name, topic)
+    yield "it joins", [modern.join(), modern.settle()]
+    yield "it goes away", modern.leave(-2, instance_id="i")
+    yield "it comes back", replace_static(group, topic)
+    yield "a classic group", classic_state(group)
+    yield "it leaves", group.leave("s")
+    group.close()

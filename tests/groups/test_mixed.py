@@ -158,16 +158,16 @@ class Classic:
 
 
 class Modern:
-    def __init__(self, host: Host, name: str) -> None:
-        self.host, self.name = host, name
+    def __init__(self, host: Host, name: str, instance_id: str | None = None) -> None:
+        self.host, self.name, self.instance_id = host, name, instance_id
         self.epoch = 0
         self.owned: Assignment = NOTHING
 
     def turn(self) -> None:
         host, machine = self.host, self.host.machine
         beat = Beat(
-            self.name, self.epoch, rebalance_timeout_ms=60_000, topics=frozenset({"t"}),
-            owned=self.owned,
+            self.name, self.epoch, self.instance_id, rebalance_timeout_ms=60_000,
+            topics=frozenset({"t"}), owned=self.owned,
         )  # fmt: skip
         host.tell(host.perform(machine.decide_upgrade("g", beat, host.at_ms, host.at_ms)))
         reply = host.perform(machine.decide_beat("g", beat, host.at_ms))
@@ -186,6 +186,90 @@ class Modern:
     def leave(self) -> None:
         beat = Beat(self.name, -1)
         self.host.perform(self.host.machine.decide_beat("g", beat, self.host.at_ms))
+
+
+class Static:
+    """Whoever waits for an answer to a JoinGroup."""
+
+    def __init__(self) -> None:
+        self.replies: list[Any] = []
+
+    def hear(self, reply: Any) -> None:
+        self.replies.append(reply)
+
+
+def come_as_classic(host: Host, *topics: str) -> Static:
+    """A classic member with the instance id of the next-generation one."""
+    client, content = Static(), subscription(list(topics), {})
+    asked = Join(
+        "", "s", instance_id="i", rebalance_ms=60_000, session_ms=SESSION_MS,
+        protocols=(("cooperative-sticky", content),),
+    )  # fmt: skip
+    decision = host.machine.decide_join("g", asked, client, host.at_ms, host.at_ms)
+    host.tell(host.perform(decision))
+    host.machine.joined("g", "s", asked, host.at_ms)
+    return client
+
+
+def halves(host: Host) -> tuple[Modern, Classic]:
+    """A static next-generation member and a classic one, at rest."""
+    modern, classic = Modern(host, "m", instance_id="i"), Classic(host, "c")
+    for _ in range(20):
+        modern.turn()
+        classic.turn()
+        host.tick()
+    assert len(modern.partitions()) == len(classic.partitions()) == 2
+    return modern, classic
+
+
+@pytest.mark.parametrize("topics", [("t",), ("t", "u")])
+def test_the_last_modern_member_is_replaced_by_a_classic_one(topics: tuple[str, ...]) -> None:
+    """As in Kafka: a classic group, in which nobody has to join again unless a wish changed."""
+    host = Host()
+    modern, classic = halves(host)
+    owned = {"t": frozenset(modern.partitions())}
+    (joined,) = come_as_classic(host, *topics).replies
+    group = host.machine.classic("g")
+    assert group is not None
+    assert (joined.error.name, joined.generation) == ("none", group.generation)
+    assert read_assignment(group.members["s"].assignment) == owned
+    host.tick()
+    same = topics == ("t",)
+    assert group.state == ("Stable" if same else "PreparingRebalance")
+    error = host.machine.heartbeat("g", "c", None, classic.generation, host.at_ms)
+    assert error.name == ("none" if same else "rebalance_in_progress")
+    error = host.machine.heartbeat("g", "s", "i", joined.generation, host.at_ms)
+    assert error.name == ("none" if same else "rebalance_in_progress")
+    for _ in range(12):  # the sessions run: one that is silent is gone
+        host.at_ms += SESSION_MS // 4
+        classic.turn()
+        host.tick()
+    assert "s" not in group.members
+    assert classic.partitions() == set(range(4))
+
+
+def test_while_partitions_are_on_their_way_all_are_to_join_again() -> None:
+    host = Host()
+    modern, classic = Modern(host, "m", instance_id="i"), Classic(host, "c")
+    for _ in range(3):
+        modern.turn()
+    assert modern.partitions() == set(range(4))
+    for _ in range(2):
+        classic.turn()  # it is to have half of them, and waits
+    come_as_classic(host, "t")
+    host.tick()
+    group = host.machine.classic("g")
+    assert group is not None
+    assert group.state == "PreparingRebalance"
+    assert read_assignment(group.members["s"].assignment) == {"t": frozenset(range(4))}
+
+
+def test_another_modern_member_keeps_the_group_as_it_is() -> None:
+    host = Host()
+    halves(host)
+    Modern(host, "n").turn()
+    come_as_classic(host, "t")
+    assert host.machine.modern("g") is not None
 
 
 class Mixed(RuleBasedStateMachine):
