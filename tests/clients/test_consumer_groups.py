@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.differential.consumergroups import SESSION, alter, known
+from tests.differential.raw import Raw
 
 WAIT_S = 60
 
@@ -166,3 +172,63 @@ def test_a_group_is_changed_over_member_by_member(filled: tuple[str, str], first
             group.poll_until(lambda: group.is_shared(6, most=3))
     finally:
         group.close()
+
+
+CHILD = """
+import sys
+from confluent_kafka import Consumer
+
+address, group, topic = sys.argv[1:]
+consumer = Consumer({
+    "bootstrap.servers": address, "group.id": group, "group.protocol": "consumer",
+    "client.id": "child", "auto.offset.reset": "earliest", "enable.auto.commit": False,
+})
+consumer.subscribe([topic])
+told = -1
+while True:
+    consumer.poll(0.05)
+    if told != len(consumer.assignment()):
+        told = len(consumer.assignment())
+        print(told, flush=True)
+"""
+
+
+@pytest.fixture
+def child(filled: tuple[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A consumer of the topic, alone in a process of its own; it says how much it has."""
+    server, topic = filled
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, server, f"group-{topic}", topic],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_who_takes_over_from_a_member_that_was_killed(
+    filled: tuple[str, str], child: subprocess.Popen[str]
+) -> None:
+    """Nobody says goodbye: its session ends, as soon as an operator has set for the group."""
+    server, topic = filled
+    name = f"group-{topic}"
+    with Raw(server) as raw:
+        assert alter(raw, name, (SESSION, 0, "6000")) == [("none", None)]
+        known(raw, name, SESSION, "6000")
+    assert child.stdout is not None
+    while child.stdout.readline().strip() != "6":
+        assert child.poll() is None
+    group = Group(server, name, [topic])
+    group.join("a")
+    group.poll_until(lambda: len(group.shares()["a"]) == 3)
+    while child.stdout.readline().strip() != "3":
+        assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    killed = time.monotonic()
+    group.poll_until(lambda: len(group.shares()["a"]) == 6)
+    assert time.monotonic() - killed < 30  # sessions of 45 s are the default
+    group.poll_until(lambda: {*group.read} == {str(number).encode() for number in range(60)})
+    group.close()
