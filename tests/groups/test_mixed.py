@@ -79,8 +79,8 @@ def subscription(topics: list[str], owned: Named) -> bytes:
 class Classic:
     """Cooperative: it lets go of what it is not given again, and joins once more if it had to."""
 
-    def __init__(self, host: Host, name: str) -> None:
-        self.host, self.name = host, name
+    def __init__(self, host: Host, name: str, instance_id: str | None = None) -> None:
+        self.host, self.name, self.instance_id = host, name, instance_id
         self.owned: Named = {}
         self.generation = -1
         self.state = "join"  # join → joining → sync → syncing → member
@@ -93,20 +93,23 @@ class Classic:
             self.state = "joining"
             content = subscription(["t"], self.owned)
             asked = Join(
-                self.name if self.known else "", self.name, rebalance_ms=60_000,
-                session_ms=SESSION_MS, protocols=(("cooperative-sticky", content),),
+                self.name if self.known else "", self.name, self.instance_id,
+                rebalance_ms=60_000, session_ms=SESSION_MS,
+                protocols=(("cooperative-sticky", content),),
             )  # fmt: skip
             told = host.perform(machine.decide_join("g", asked, self, host.at_ms, host.at_ms))
             machine.joined("g", self.name, asked, host.at_ms)
             host.tell(told)
         elif self.state == "sync":
             self.state = "syncing"
-            asked_sync = Sync(self.name, self.generation, None, None, None, self.assign())
+            asked_sync = Sync(
+                self.name, self.generation, self.instance_id, None, None, self.assign()
+            )
             host.tell(
                 host.perform(machine.decide_sync("g", asked_sync, self, host.at_ms, host.at_ms))
             )
         elif self.state == "member":
-            error = machine.heartbeat("g", self.name, None, self.generation, host.at_ms)
+            error = machine.heartbeat("g", self.name, self.instance_id, self.generation, host.at_ms)
             self.fail(error.name)
 
     def assign(self) -> tuple[tuple[str, bytes], ...]:
@@ -152,7 +155,8 @@ class Classic:
 
     def leave(self) -> None:
         host = self.host
-        decision = host.machine.decide_leave("g", [(self.name, None)], host.at_ms, host.at_ms)
+        leaving = [(self.name, self.instance_id)]
+        decision = host.machine.decide_leave("g", leaving, host.at_ms, host.at_ms)
         _, told = host.perform(decision)
         host.tell(told)
 
@@ -282,14 +286,29 @@ class Mixed(RuleBasedStateMachine):
         self.clients: dict[str, Classic | Modern] = {}
         self.count = 0
 
-    @rule(modern=st.booleans())
+    @rule(modern=st.booleans(), static=st.booleans())
     @precondition(lambda self: len(self.clients) < 4)
-    def come(self, modern: bool) -> None:
+    def come(self, modern: bool, static: bool) -> None:
         self.count += 1
         name = f"m{self.count}"
         kind = Modern if modern else Classic
-        self.clients[name] = kind(self.host, name)
+        self.clients[name] = kind(self.host, name, name if static else None)
         self.clients[name].turn()
+
+    @rule(pick=st.integers(0, 9))
+    @precondition(lambda self: self.static_modern())
+    def come_back_as_classic(self, pick: int) -> None:
+        """A next-generation member was stopped, and starts again with the other protocol."""
+        modern = self.static_modern()
+        before = self.clients.pop(modern[pick % len(modern)])
+        self.count += 1
+        name = f"m{self.count}"
+        self.clients[name] = Classic(self.host, name, before.instance_id)
+        self.clients[name].turn()
+
+    def static_modern(self) -> list[str]:
+        found = [c for c in self.clients.values() if isinstance(c, Modern) and c.instance_id]
+        return sorted(client.name for client in found)
 
     @rule(pick=st.integers(0, 9))
     @precondition(lambda self: self.clients)
