@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ledgerstream.limits import Limits
 from ledgerstream.log import Partition
 from ledgerstream.log.cleaner import Stopped
 from ledgerstream.log.epochs import Epochs, EpochStart
@@ -19,7 +20,7 @@ from ledgerstream.log.markers import CLEAN_NAME
 from ledgerstream.log.producers import ProducerRecord
 from ledgerstream.log.swap import CLEANED_SUFFIX, SWAP_SUFFIX
 from tests.log.compacting import COMPACT, Seen, clean, committed, put, roll, table
-from tests.log.harness import DIRECT, Running
+from tests.log.harness import DIRECT, JOURNAL, Running
 from tests.log.powercut import Image, Moment, NeverSyncs, PowerCutDisk, all_images, put_back
 from tests.log.test_cleaner import NOW, everywhere, mixed
 
@@ -50,10 +51,10 @@ def starts_of(partition: Partition) -> set[int]:
     return {partition.log_start_offset}
 
 
-def cut_while(directory: Path, act: str) -> Cuts:
+def cut_while(directory: Path, act: str, limits: Limits = DIRECT) -> Cuts:
     """The acts up to this one, and every moment of it."""
     disk = PowerCutDisk(directory)
-    running = Running(directory, DIRECT, disk=disk)
+    running = Running(directory, limits, disk=disk)
     partition = mixed(running)
     partition.config = MERGING
     steps: dict[str, Callable[[], object]] = {
@@ -68,7 +69,7 @@ def cut_while(directory: Path, act: str) -> Cuts:
         partition.begin_epoch(pid)
         for i in range(12):
             pairs = (f"k{i % 7}", f"{name}{i}" * 10), (f"{name} {i}", "stays")
-            put(partition, *pairs, pid=pid, sequence=2 * i)
+            put(partition, *pairs, pid=pid, sequence=2 * i, time=100 * pid + i)
         roll(running, partition)
     running.drain()
     tables, before, starts = everywhere(partition), committed(partition, 0), starts_of(partition)
@@ -125,8 +126,20 @@ def check(running: Running, truth: Truth, told: object) -> None:
     )
     for offset in range(start, len(truth.tables)):
         assert table(committed(partition, offset)) == truth.tables[offset], (told, offset)
+    check_indexes(partition, told)
     left = [path.name for path in running.directory.rglob("*")]
     assert not [name for name in left if name.endswith((CLEANED_SUFFIX, SWAP_SUFFIX))], told
+
+
+def check_indexes(partition: Partition, told: object) -> None:
+    """Each batch is found by its offset, and the newest time is known."""
+    read = partition.host.disk.read
+    for segment in partition.segments:
+        batches = list(segment.walk(read, 0, segment.size))
+        newest = max((header.max_timestamp for _, header in batches), default=-1)
+        assert segment.max_timestamp == newest, told
+        for at, header in batches:
+            assert segment.find(read, header.base_offset, segment.size) == at, told
 
 
 def recovered(image: Image, root: Path, directory: Path, truth: Truth, told: object) -> None:
@@ -144,12 +157,14 @@ def recovered(image: Image, root: Path, directory: Path, truth: Truth, told: obj
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.torture)])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(
+    ("act", "limits"), [*((act, DIRECT) for act in ACTS), ("close half way", JOURNAL)]
+)
 def test_a_power_cut_at_any_step_loses_and_revives_nothing(
-    tmp_path: Path, act: str, count: int
+    tmp_path: Path, act: str, limits: Limits, count: int
 ) -> None:
     """Items 108, 109, 110."""
-    cuts = cut_while(tmp_path / "data", act)
+    cuts = cut_while(tmp_path / "data", act, limits)
     for told, image in some(cuts.moments, count, 40 * count):
         recovered(image, cuts.root, tmp_path / "image", cuts.truth, told)
 
