@@ -175,16 +175,16 @@ class Groups:
                 self.perform(shard, decision, _nothing, decision.reply)
         self.schedule(shard)
 
-    def tick(self, now_ms: int) -> None:
+    def tick(self, now_ms: int, at_ms: int) -> None:
         """Forget old offsets and groups: each coordinator in its turn, not all at once."""
         limits = self._node.limits
         every_ms = limits.offsets_expiry_check_ms
         retention_ms = self._node.settings.offsets_kept_hours * HOUR_MS
         for shard in self.shards:
             apart_ms = every_ms * (shard.index + 1) // limits.coordinator_partitions
-            at_ms = self._expiry_at_ms.setdefault(shard.index, now_ms + apart_ms)
-            if now_ms >= at_ms and shard.ready:
-                self._expiry_at_ms[shard.index] = now_ms + every_ms
+            due_ms = self._expiry_at_ms.setdefault(shard.index, at_ms + apart_ms)
+            if at_ms >= due_ms and shard.ready:
+                self._expiry_at_ms[shard.index] = at_ms + every_ms
                 self._act(shard, shard.machine.decide_expire(now_ms, retention_ms))
 
     def forget_topic(self, name: str, partitions: int) -> None:

@@ -278,10 +278,10 @@ class Node:
             if production.undurable and production.deadline <= now:
                 production.expire()
         self.waiting_produce = [p for p in self.waiting_produce if p.undurable]
-        now_ms = self.now_ms()
-        self.store.tick(now_ms)
-        self.transactions.tick(now_ms)
-        self.groups.tick(now_ms)
+        now_ms, at_ms = self.now_ms(), round(now * 1000)
+        self.store.tick(now_ms, at_ms)
+        self.transactions.tick(now_ms, at_ms)
+        self.groups.tick(now_ms, at_ms)
         self._expiry = self.loop.call_later(self.limits.tick_ms / 1000, self._expire)
 
 

@@ -182,18 +182,21 @@ class Transactions:
 
     # -- the clock
 
-    def tick(self, now_ms: int) -> None:
-        """Abort what is open too long; forget ids that were not used for long."""
+    def tick(self, now_ms: int, at_ms: int) -> None:
+        """Abort what is open too long; forget ids that were not used for long.
+
+        By the wall's clock, as their records have it; looked for by one that never jumps.
+        """
         limits = self._node.limits
-        if now_ms >= self._timeouts_at_ms:
-            self._timeouts_at_ms = now_ms + limits.transaction_timeout_check_ms
+        if at_ms >= self._timeouts_at_ms:
+            self._timeouts_at_ms = at_ms + limits.transaction_timeout_check_ms
             for shard in self.shards:
                 if shard.ready:
                     for txn_id in shard.machine.overdue(now_ms):
                         self._node.spawn(self._time_out(txn_id))
             self._look_for_late(now_ms)
-        if now_ms >= self._expiry_at_ms:
-            self._expiry_at_ms = now_ms + limits.transactional_id_expiry_check_ms
+        if at_ms >= self._expiry_at_ms:
+            self._expiry_at_ms = at_ms + limits.transactional_id_expiry_check_ms
             for shard in self.shards:
                 if shard.ready:
                     self._expire(shard, now_ms)

@@ -49,10 +49,10 @@ class Cleanings:
         self._check_at_ms = 0
         self._now_ms = 0
 
-    def tick(self, partitions: Iterable[Partition], now_ms: int) -> None:
+    def tick(self, partitions: Iterable[Partition], now_ms: int, at_ms: int) -> None:
         self._now_ms = now_ms
-        if self._busy is None and now_ms >= self._check_at_ms:
-            self._check_at_ms = now_ms + self._host.limits.cleaner_check_ms
+        if self._busy is None and at_ms >= self._check_at_ms:
+            self._check_at_ms = at_ms + self._host.limits.cleaner_check_ms
             self.uncleanable = {
                 partition: damaged
                 for partition, damaged in self.uncleanable.items()

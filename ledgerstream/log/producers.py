@@ -272,19 +272,19 @@ class Producers:
         producer.next_sequence = _after(last_sequence)
         return None
 
-    def expire(self, now_ms: int, idle_ms: int = LIMITS.producer_id_expiry_ms) -> int:
+    def expire(self, at_ms: int, idle_ms: int = LIMITS.producer_id_expiry_ms) -> int:
         """Forget producers of which nothing was written for `idle_ms`; how many.
 
-        By the local clock, not by the batches' timestamps: a replayed history would be forgotten
-        while its producer still retries. A producer counts as busy when it is first looked at, and
-        is kept while a transaction of it is open.
+        By a clock that never jumps, not by the batches' timestamps: a replayed history would be
+        forgotten while its producer still retries. A producer counts as busy when it is first
+        looked at, and is kept while a transaction of it is open.
         """
         gone = []
         for producer_id, producer in self._by_id.items():
             if producer.seen_offset != producer.last_offset:
                 producer.seen_offset = producer.last_offset
-                producer.idle_since_ms = now_ms
-            elif now_ms - producer.idle_since_ms >= idle_ms and producer_id not in self.open:
+                producer.idle_since_ms = at_ms
+            elif at_ms - producer.idle_since_ms >= idle_ms and producer_id not in self.open:
                 gone.append(producer_id)
         for producer_id in gone:
             del self._by_id[producer_id]

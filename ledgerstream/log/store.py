@@ -293,24 +293,29 @@ class Store:
 
     # the clock
 
-    def tick(self, now_ms: int) -> None:
-        """What time brings: checkpoints, another try for stopped partitions, producers' expiry."""
-        if now_ms >= self._checkpoint_at_ms:
-            self._checkpoint_at_ms = now_ms + self.limits.checkpoint_ms
+    def tick(self, now_ms: int, at_ms: int | None = None) -> None:
+        """What time brings: checkpoints, another try for stopped partitions, producers' expiry.
+
+        now_ms: ms since 1970 UTC, which records are judged by; at_ms: a clock that never jumps, for
+        when something is due and how long it was idle. In a simulation they are the same.
+        """
+        at_ms = now_ms if at_ms is None else at_ms
+        if at_ms >= self._checkpoint_at_ms:
+            self._checkpoint_at_ms = at_ms + self.limits.checkpoint_ms
             self._flush_soon()
             if self.checkpoint_due:
                 self.checkpoint_due = False
                 self._lost.clear()  # nobody asked for them since the start: they were deleted
                 self.write_checkpoint(_nobody)
-        if now_ms >= self._expiry_at_ms:
-            self._expiry_at_ms = now_ms + self.limits.producer_id_expiry_check_ms
+        if at_ms >= self._expiry_at_ms:
+            self._expiry_at_ms = at_ms + self.limits.producer_id_expiry_check_ms
             for partition in self._partitions.values():
-                partition.producers.expire(now_ms, self.limits.producer_id_expiry_ms)
-        self.trims.tick(self._partitions.values(), now_ms)
-        self.cleanings.tick(self._partitions.values(), now_ms)
+                partition.producers.expire(at_ms, self.limits.producer_id_expiry_ms)
+        self.trims.tick(self._partitions.values(), now_ms, at_ms)
+        self.cleanings.tick(self._partitions.values(), now_ms, at_ms)
         for partition in self._partitions.values():
             if partition.retriable:
-                self._retry(partition, now_ms)
+                self._retry(partition, at_ms)
 
     def write_checkpoint(self, written: Callable[[bool], None]) -> None:
         """`written`, on the loop: whether it is on the disk."""
@@ -347,10 +352,10 @@ class Store:
             self._flushing = True
             self.write(self._writer.flush)
 
-    def _retry(self, partition: Partition, now_ms: int) -> None:
+    def _retry(self, partition: Partition, at_ms: int) -> None:
         if partition.retry_at_ms is None:
-            partition.retry_at_ms = now_ms + self.limits.storage_retry_ms
-        elif now_ms >= partition.retry_at_ms:
+            partition.retry_at_ms = at_ms + self.limits.storage_retry_ms
+        elif at_ms >= partition.retry_at_ms:
             partition.retriable = False
             repaired = partial(self._repaired, partition)
             point = self._point(partition)._replace(log_start_offset=partition.log_start_offset)

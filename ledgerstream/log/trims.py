@@ -48,7 +48,7 @@ class Trims:
         self._writing: list[Rise] = []
         self._wanted: dict[Partition, int] = {}
         self._leaving: deque[tuple[int, list[Segment]]] = deque()
-        self._now_ms = 0
+        self._at_ms = 0
         self._check_at_ms = 0
 
     def start_wanted(self, partition: Partition) -> int:
@@ -68,13 +68,13 @@ class Trims:
         if not self._writing:
             self._write()
 
-    def tick(self, partitions: Iterable[Partition], now_ms: int) -> None:
+    def tick(self, partitions: Iterable[Partition], now_ms: int, at_ms: int) -> None:
         """Retention, now and then; the end of files that went a while ago."""
-        self._now_ms = now_ms
-        while self._leaving and self._leaving[0][0] <= now_ms:
+        self._at_ms = at_ms
+        while self._leaving and self._leaving[0][0] <= at_ms:
             self._host.let_go(self._leaving.popleft()[1])
-        if now_ms >= self._check_at_ms:
-            self._check_at_ms = now_ms + self._host.limits.retention_check_ms
+        if at_ms >= self._check_at_ms:
+            self._check_at_ms = at_ms + self._host.limits.retention_check_ms
             for partition in partitions:
                 if partition.failure is None:
                     self._check(partition, now_ms)
@@ -128,7 +128,7 @@ class Trims:
 
     def leave(self, segments: list[Segment]) -> None:
         """They are no part of a log any more."""
-        self._leaving.append((self._now_ms + self._host.limits.file_delete_delay_ms, segments))
+        self._leaving.append((self._at_ms + self._host.limits.file_delete_delay_ms, segments))
 
 
 def _nobody(_: bool) -> None:

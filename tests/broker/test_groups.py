@@ -322,7 +322,8 @@ async def test_a_clean_stop_answers_who_is_parked(tmp_path: Path) -> None:
 async def test_old_offsets_and_groups_are_forgotten_by_the_clock(tmp_path: Path) -> None:
     """Item 99."""
     now = 1_000_000
-    async with running(tmp_path, now_ms=lambda: now, offsets_kept_hours=1) as node:
+    quick = Limits(tick_ms=5, offsets_expiry_check_ms=1)
+    async with running(tmp_path, quick, now_ms=lambda: now, offsets_kept_hours=1) as node:
         await node.create_topic("t", 1)
         shard = await node.groups.shards.find("g")
         assert not isinstance(shard, ErrorCode)

@@ -613,6 +613,24 @@ async def test_timeouts_and_expiry_come_with_the_clock(tmp_path: Path) -> None:
     await node.stop()
 
 
+async def test_timeouts_are_kept_by_a_clock_that_was_ahead_for_a_while(tmp_path: Path) -> None:
+    """Item 56: when they are looked at again does not depend on it."""
+    now = 1_000_000
+    quick = Limits(tick_ms=5, transaction_timeout_check_ms=1, transactional_id_expiry_check_ms=1)
+    node = Node(Settings(data_dir=tmp_path, port=0), quick, now_ms=lambda: now)
+    await node.start()
+    await node.create_topic("timed", 1)
+    for ahead in (3_600_000, -3_600_000, 0):
+        now += ahead
+        await asyncio.sleep(0.05)  # many ticks
+    await begin(node, "t", ("timed", 0))
+    now += 61_000
+    async with asyncio.timeout(5):
+        while await state_of(node, "t") is not TxnState.COMPLETE_ABORT:
+            await asyncio.sleep(0.005)
+    await node.stop()
+
+
 async def test_a_producer_id_is_never_given_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def clean(running: Running, now_ms: int) -> None:
     store.write_checkpoint(done.append)
     running.until(lambda: done)
     store.cleanings._check_at_ms = 0
-    store.cleanings.tick(store.partitions(), now_ms)
+    store.cleanings.tick(store.partitions(), now_ms, now_ms)
     running.until(lambda: store.cleanings._busy is None)
 
 

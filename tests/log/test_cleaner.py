@@ -203,7 +203,7 @@ def test_a_log_that_was_removed_or_moved_meanwhile_is_left_alone(open_store: Ope
         running.store.write_checkpoint(told.append)
         running.until(lambda told=told: told)
         running.store.cleanings._check_at_ms = 0
-        running.store.cleanings.tick(running.store.partitions(), NOW)
+        running.store.cleanings.tick(running.store.partitions(), NOW, NOW)
         assert running.store.cleanings._busy is partition
         if act == "trim":
             assert running.trim(partition, partition.segments[2].base_offset + 1)
@@ -356,7 +356,7 @@ def test_it_keeps_to_its_pace_and_stops_at_once(open_store: Open) -> None:
     told: list[bool] = []
     running.store.write_checkpoint(told.append)
     running.until(lambda: told)
-    running.store.cleanings.tick(running.store.partitions(), NOW)
+    running.store.cleanings.tick(running.store.partitions(), NOW, NOW)
     assert running.store.cleanings._busy is partition
     running.close()  # in hours otherwise
     assert running.store.cleanings.cleaner.stats.bytes_read < MIB

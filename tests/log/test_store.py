@@ -673,6 +673,17 @@ def test_producers_expire_by_the_stores_clock(open_store: Open) -> None:
     assert len(partition.producers) == 0
 
 
+def test_a_clock_that_jumps_forgets_no_producer(open_store: Open) -> None:
+    running = open_store(DIRECT)
+    partition = running.create()
+    running.append(partition, pid=9, sequence=0)
+    running.drain()
+    day_ms = LIMITS.producer_id_expiry_ms
+    for at_ms, now_ms in enumerate((0, 2 * day_ms, 0, 4 * day_ms)):
+        running.store.tick(now_ms, at_ms * LIMITS.producer_id_expiry_check_ms)
+    assert len(partition.producers) == 1
+
+
 def test_names_of_a_new_partition_are_synced_before_it_is_answered(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,20 @@ def test_readers_of_a_segment_that_goes_read_on(open_store: Open) -> None:
     assert not open_and_removed(running.directory)
 
 
+def test_a_clock_that_jumps_takes_no_file_from_its_readers(open_store: Open) -> None:
+    running = open_store(DIRECT)
+    partition = filled(running)
+    settled(running, 1)
+    assert running.trim(partition, partition.next_offset)
+    running.drain()
+    running.store.tick(10**9, 2)
+    running.drain()
+    assert open_and_removed(running.directory), "who reads has time left"
+    running.store.tick(0, 2 + DIRECT.file_delete_delay_ms)
+    running.drain()
+    assert not open_and_removed(running.directory)
+
+
 def open_and_removed(directory: Path) -> list[str]:
     links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     return [link for link in links if link.startswith(str(directory)) and "(deleted)" in link]
