@@ -54,6 +54,8 @@ class Producer:
         self._unsettled: set[asyncio.Future[int]] = set()
         self._buffered = 0
         self._room = asyncio.Event()
+        self._queues: dict[str, asyncio.Lock] = {}  # topic → who waits is not overtaken
+        self._refused: dict[str, tuple[float, LedgerStreamError]] = {}  # topic → when, and why
         self._turn: dict[str, int] = {}  # topic → the partition of its last keyless record
         self._closing = False
         self._stint = 0  # how many transactions have begun: what is sent belongs to one of them
@@ -76,6 +78,7 @@ class Producer:
     ) -> int:
         """One record; its offset, once it is durable. `timestamp` in ms.
 
+        Sends to a partition stand there in the order in which they were begun, awaited or not.
         The offset is -1 where the broker knows only that it has the record. Raises KafkaError where
         the broker refused it for good, and DeliveryTimeout where time was up: it says whether the
         record may be in the log.
@@ -84,14 +87,7 @@ class Producer:
         if partition is not None:
             partition = whole("A partition", partition)
         self._check_open()
-        stint = self._stint
-        known = await self.cluster.topic(topic, create=True)
-        if partition is None:
-            partition = self._choose(known, record.key)
-        elif not 0 <= partition < known.partitions:
-            raise ConfigError(
-                f"Topic {topic!r} has {known.partitions} partitions; there is no {partition}."
-            )
+        stint, began = self._stint, asyncio.get_running_loop().time()
         size = (
             len(record.key or b"")
             + len(record.value or b"")
@@ -100,19 +96,16 @@ class Producer:
         )
         if size > self.limits.frame_bytes_max // 2:
             raise ConfigError(f"A record of {size:,} bytes is too large to be sent.")
-        await self._wait_room(stint)
-        place = topic, partition
-        gathering = self._gathering.setdefault(place, Gathering())
-        if gathering.records and gathering.size + size > self.limits.producer_batch_bytes:
-            self._close_batch(place)
-            gathering = self._gathering.setdefault(place, Gathering())
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[int] = loop.create_future()
-        gathering.records.append((record, done))
-        gathering.size += size
-        if gathering.linger is None:
-            linger = self.limits.linger_ms / 1000
-            gathering.linger = loop.call_later(linger, self._close_batch, place)
+        async with self._queues.setdefault(topic, asyncio.Lock()):
+            known = await self._topic(topic, began)
+            if partition is None:
+                partition = self._choose(known, record.key)
+            elif not 0 <= partition < known.partitions:
+                raise ConfigError(
+                    f"Topic {topic!r} has {known.partitions} partitions; there is no {partition}."
+                )
+            await self._wait_room(stint)
+            done = self._gather((topic, partition), record, size)
         return await done
 
     async def write(self, topic: str, rows: np.ndarray, codec: RowCodec) -> int:
@@ -179,6 +172,20 @@ class Producer:
 
     # -- batches
 
+    def _gather(self, place: tuple[str, int], record: NewRecord, size: int) -> asyncio.Future[int]:
+        gathering = self._gathering.setdefault(place, Gathering())
+        if gathering.records and gathering.size + size > self.limits.producer_batch_bytes:
+            self._close_batch(place)
+            gathering = self._gathering.setdefault(place, Gathering())
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[int] = loop.create_future()
+        gathering.records.append((record, done))
+        gathering.size += size
+        if gathering.linger is None:
+            linger = self.limits.linger_ms / 1000
+            gathering.linger = loop.call_later(linger, self._close_batch, place)
+        return done
+
     def _check_open(self) -> None:
         if self._sender.failure is not None:
             raise LedgerStreamError(f"The producer has failed: {self._sender.failure!r}")
@@ -201,6 +208,17 @@ class Producer:
                 "The transaction in which this was sent has ended without it.",
                 "Await each send before the end of its transaction.",
             )
+
+    async def _topic(self, name: str, began: float) -> KnownTopic:
+        """Whoever waited while one before it learnt that there is no such topic hears the same."""
+        at, error = self._refused.get(name, (0.0, None))
+        if error is not None and began <= at:
+            raise error
+        try:
+            return await self.cluster.topic(name, create=True)
+        except LedgerStreamError as failed:
+            self._refused[name] = asyncio.get_running_loop().time(), failed
+            raise
 
     def _choose(self, topic: KnownTopic, key: bytes | None) -> int:
         """Java's partitioner: murmur2 of the key; without one, in turn."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from kafka.partitioner import murmur2 as their_murmur2
 
+from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import EARLIEST, LATEST, Client, Reader
 from ledgerstream.client.connection import Connection
 from ledgerstream.errors import ConfigError, KafkaError, LedgerStreamError
-from ledgerstream.limits import Limits
+from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.wire import batches
 from ledgerstream.wire.batches import Record
 
@@ -201,6 +204,47 @@ async def test_a_topic_that_is_forgotten_while_a_batch_waits_for_its_connection(
 
     monkeypatch.setattr(client.cluster, "connection", forgetful)
     assert await producer.send(topic, b"1") == 1
+
+
+async def test_what_is_sent_while_a_topic_is_asked_for_is_not_overtaken(
+    server: str, both: Client, topic: str
+) -> None:
+    """Sends that were begun one after the other, and not awaited in between."""
+    await both.create_topic(topic, 1)
+    async with await Client.connect(server) as client:  # which does not know the topic yet
+        producer = await client.producer()
+        sends = []
+        for number in range(1_000):
+            sends.append(asyncio.create_task(producer.send(topic, b"%d" % number)))
+            await asyncio.sleep(0)
+        offsets = await asyncio.gather(*sends)
+    assert offsets == sorted(offsets)
+
+
+async def test_all_that_wait_for_a_topic_hear_at_once_that_there_is_none(tmp_path: Path) -> None:
+    async with (
+        await Broker.embedded(tmp_path, auto_create_topics=False) as broker,
+        await Client.connect(broker.address) as client,
+    ):
+        producer = await client.producer()
+        began = time.monotonic()
+        sends = [producer.send("none", b"") for _ in range(5)]
+        for error in await asyncio.gather(*sends, return_exceptions=True):
+            assert isinstance(error, KafkaError)
+        assert time.monotonic() - began < 2 * LIMITS.topic_created_ms_max / 1000
+
+
+async def test_what_waits_for_room_is_not_overtaken(server: str, topic: str) -> None:
+    limits = Limits(producer_buffer_bytes=2_000, linger_ms=0)
+    async with await Client.connect(server, limits=limits) as client:
+        await client.create_topic(topic, 1)
+        producer = await client.producer()
+        sends = []
+        for number in range(300):
+            sends.append(asyncio.create_task(producer.send(topic, b"%0500d" % number)))
+            await asyncio.sleep(0.0001)
+        offsets = await asyncio.gather(*sends)
+    assert offsets == sorted(offsets)
 
 
 async def test_a_closed_producer_says_so_and_what_was_sent_is_there(
