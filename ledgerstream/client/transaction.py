@@ -1,10 +1,10 @@
 """What a transactional producer may do next, and what it has to do first. Pure.
 
-`begin`, `touch`, `fail` and `ask_…` are the caller's side, `told_…` what brokers answer. Two kinds
-of transactions: under V2 (KIP-890) each has an epoch of its own, so that whatever arrives late is
-about another one and refused; under V1 an epoch serves many, so after anything whose outcome is not
-certain a new InitProducerId comes first: it raises the epoch, and what is still on its way then
-ends nothing (KIP-360).
+`begin`, `touch`, `doubt`, `fail` and `ask_…` are the caller's side, `told_…` what brokers answer.
+Two kinds of transactions: under V2 (KIP-890) each has an epoch of its own, so that whatever arrives
+late is about another one and refused; under V1 an epoch serves many, so after anything whose
+outcome is not certain a new InitProducerId comes first: it raises the epoch, and what is still on
+its way then ends nothing (KIP-360).
 """
 
 from __future__ import annotations
@@ -141,6 +141,10 @@ class Transaction:
     def touch(self) -> None:
         """A broker has taken something of it: its coordinator knows of it."""
         self.touched = True
+
+    def doubt(self) -> None:
+        """A request of it that no sequence protects was not answered: it may come late."""
+        self.doubtful = True
 
     def fail(self, error: Exception, code: ErrorCode | None, *, doubtful: bool) -> None:
         """Something of the transaction could not be done. `doubtful`: or it may come late.

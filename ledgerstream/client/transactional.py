@@ -9,7 +9,7 @@ epoch is taken (see there).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -242,8 +242,8 @@ class TransactionalProducer(Producer):
         what = f"offsets of {member.group!r}"
         try:
             if not self.transaction_state.v2:
-                await self.cluster.retrying(what, lambda: self._add_offsets(member.group))
-            await self.cluster.retrying(what, lambda: self._commit_offsets(offsets, member))
+                await self._retrying(what, lambda: self._add_offsets(member.group))
+            await self._retrying(what, lambda: self._commit_offsets(offsets, member))
         except (LedgerStreamError, *TRANSPORT_ERRORS) as error:
             self._failed(error, doubtful=not isinstance(error, KafkaError))
             self.transaction_state.check("send offsets", Phase.OPEN)
@@ -316,7 +316,7 @@ class TransactionalProducer(Producer):
                 _worst_of_partitions,
             )
 
-        await self.cluster.retrying(f"partitions of {self.txn_id!r}", ask)
+        await self._retrying(f"partitions of {self.txn_id!r}", ask)
         self.transaction_state.touch()
 
     async def _add_offsets(self, group: str) -> None:
@@ -344,6 +344,18 @@ class TransactionalProducer(Producer):
             worst_of_offsets,
             version_max=None if self.transaction_state.v2 else OFFSETS_V1,
         )
+
+    async def _retrying(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
+        """As `cluster.retrying`; what was not answered may still arrive, behind its repeat."""
+
+        async def once() -> None:
+            try:
+                await ask()
+            except TRANSPORT_ERRORS:
+                self.transaction_state.doubt()
+                raise
+
+        await self.cluster.retrying(what, once)
 
     def _as_fields(self, prefix: str = "") -> dict[str, int]:
         identity = self.transaction_state.identity

@@ -2,7 +2,7 @@
 
 v1 | two-phase           the kind of transactions; before anything else
 init ID [found ID]       the answer to InitProducerId, p7:0 being producer id 7 in epoch 0
-begin, touch, send, prepare, commit, abort          the caller
+begin, touch, doubt, send, prepare, commit, abort   the caller
 fail CODE|nothing [doubtful]                        something of it could not be done
 ended [ID] [repeated]    EndTxn was answered well;  refused CODE|nothing: it was not
 """
@@ -64,6 +64,9 @@ class Play:
 
     def do_touch(self) -> None:
         self.txn.touch()
+
+    def do_doubt(self) -> None:
+        self.txn.doubt()
 
     def do_send(self) -> None:
         self.txn.check("send", Phase.OPEN)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ledgerstream.client import Client, Fenced, TransactionError, transactional
 from ledgerstream.client.offsets import EARLIEST, LATEST
 from ledgerstream.client.transaction import Phase
 from ledgerstream.errors import ConfigError, KafkaError, LedgerStreamError
+from ledgerstream.limits import LIMITS
 from ledgerstream.wire import batches
 from ledgerstream.wire.versions import Api
 from tests.peers.kafka import free_port
@@ -326,6 +328,51 @@ async def test_answers_that_are_lost_neither_double_nor_tear(
             assert await values(client, topic) == expected
             assert await client.committed("g", [(topic, 0)]) == {(topic, 0): 2 * number}
         assert proxy.cut >= len(apis)
+
+
+class Late(Proxy):
+    """Keeps the first TxnOffsetCommit back, for `deliver`."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(lambda: asyncio.open_connection("127.0.0.1", port))
+        self.held = b""
+        self._above = port
+
+    def up(self, data: bytes) -> Verdict:
+        if not self.held and int.from_bytes(data[4:6]) == Api.TXN_OFFSET_COMMIT:
+            self.held = data
+            return "hang"
+        return "pass"
+
+    async def deliver(self) -> None:
+        """Until it is answered."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._above)
+        writer.write(self.held)
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4)))
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_offsets_that_come_late_are_not_of_a_later_transaction(
+    tmp_path: Path, topic: str, kind: str
+) -> None:
+    """They would take the group back: a TxnOffsetCommit has no sequence, and under V1 not even an
+    epoch of its own unless its producer takes one."""
+    port = free_port()
+    limits = replace(LIMITS, request_ms_max=500)
+    async with (
+        Late(port) as proxy,
+        await Broker.embedded(tmp_path, port=port, advertised_port=proxy.port),
+        await Client.connect(f"127.0.0.1:{proxy.port}", limits=limits) as client,
+    ):
+        await client.create_topic(topic, 1)
+        producer = await client.transactional(f"t-{topic}")
+        async with producer.transaction():
+            await producer.send_offsets({(topic, 0): 1}, "g")
+        async with producer.transaction():
+            await producer.send_offsets({(topic, 0): 2}, "g")
+            await proxy.deliver()
+        assert await client.committed("g", [(topic, 0)]) == {(topic, 0): 2}
 
 
 async def test_a_broker_that_is_killed_in_the_middle_leaves_whole_transactions(
