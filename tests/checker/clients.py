@@ -1,7 +1,8 @@
 """Two clients behind one face: confluent-kafka, whose transactions are V1, and our own, V2.
 
-What they do and see is recorded here, at the call. An error that spoils a transaction is `Spoilt`:
-it can be aborted. Any other leaves a client that cannot go on.
+Each reads what is assigned by hand or, as a member of a group, what its group assigns. What they do
+and see is recorded here, at the call. An error that spoils a transaction is `Spoilt`: it can be
+aborted. Any other leaves a client that cannot go on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import confluent_kafka as ck
 
 from ledgerstream.client import Client, Reader, TransactionalProducer, TransactionError
+from ledgerstream.client.membership import Group, Listener, NotAssigned, Places
 from ledgerstream.client.transaction import Phase
 from ledgerstream.limits import LIMITS
 from ledgerstream.wire import batches
@@ -56,7 +58,7 @@ class Confluent:
     def __init__(self, address: str, txn_id: str, rec: Recorder, subscribe: tuple[str, str] | None):
         self._rec, self._subscribe = rec, subscribe
         common = {
-            "bootstrap.servers": address, "socket.timeout.ms": REQUEST_MS,
+            "bootstrap.servers": address, "socket.timeout.ms": REQUEST_MS, "client.id": txn_id,
             "reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 200, "log_level": 0,
         }  # fmt: skip
         self._producer = ck.Producer({
@@ -158,7 +160,7 @@ class Confluent:
 
 
 class Ours:
-    """Reads by assignment. `v2`: as far as the broker has it."""
+    """Reads by assignment."""
 
     def __init__(self, address: str, txn_id: str, rec: Recorder) -> None:
         self._rec, self._address, self._txn_id = rec, address, txn_id
@@ -166,34 +168,39 @@ class Ours:
             LIMITS, request_ms_max=REQUEST_MS, connect_ms_max=DELIVERY_MS, reader_wait_ms=50,
             delivery_ms_max=DELIVERY_MS, retry_ms_max=200, linger_ms=0,
         )  # fmt: skip
+        self._client: Client | None = None
         self._producer: TransactionalProducer
         self._reader: Reader | None = None
-        self._assigned: dict[Partition, int] = {}
+        self._nexts: dict[Partition, int] = {}  # what is to be handed out next
         self._ready: dict[Partition, list[tuple[int, str]]] = {}
         self._sent: list[Any] = []
 
     async def open(self) -> None:
-        self._client = await Client.connect(self._address, limits=self._limits)
+        self._client = await Client.connect(
+            self._address, client_id=self._txn_id, limits=self._limits
+        )
         self._producer = await self._client.transactional(self._txn_id, timeout_ms=TRANSACTION_MS)
 
     async def assign(self, positions: Mapping[Partition, int]) -> None:
-        self._rec.assign(positions)
-        await self._read_from(positions)
+        await self._stop_reading()
+        self._read_from(positions)
 
-    async def _read_from(self, positions: Mapping[Partition, int]) -> None:
-        if self._reader is not None:
-            await self._reader.close()
-        self._assigned, self._ready = dict(positions), {}
-        ((topic, _), *_) = map(split, positions)
-        starts = {split(partition)[1]: offset for partition, offset in positions.items()}
-        self._reader = self._client.reader(topic, starts)
+    async def _stop_reading(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.close()
+
+    def _read_from(self, positions: Mapping[Partition, int]) -> None:
+        self._rec.assign(positions)
+        self._nexts, self._ready = dict(positions), {}
+        if positions:
+            assert self._client is not None
+            ((topic, _), *_) = map(split, positions)
+            starts = {split(partition)[1]: offset for partition, offset in positions.items()}
+            self._reader = self._client.reader(topic, starts)
 
     async def go_back(self, group: str) -> None:
-        at = time.monotonic_ns()
-        told = await self._client.committed(group, map(split, self._assigned))
-        positions = {p: told.get(split(p), 0) for p in self._assigned}
-        self._rec.assign(positions, group, at)
-        await self._read_from(positions)
+        raise NotImplementedError(f"{group}: only a member has committed anything.")
 
     async def poll(self, records_max: int, wait_s: float) -> Found:
         if not any(self._ready.values()):
@@ -204,11 +211,14 @@ class Ours:
                 found[partition] = taken
                 del waiting[: len(taken)]
                 records_max -= len(taken)
+                self._nexts[partition] = taken[-1][0] + 1
         self._rec.poll(found)
         return found
 
     async def _fetch(self, wait_s: float) -> None:
-        assert self._reader is not None
+        if self._reader is None:
+            await asyncio.sleep(wait_s)
+            return
         chunk = await self._reader.next(int(wait_s * 1000))
         if chunk is not None:
             where = f"{self._reader.topic}-{chunk.partition}"
@@ -233,11 +243,7 @@ class Ours:
         await asyncio.sleep(0)
 
     async def send_offsets(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        self._rec.commit_offsets(group, offsets)
-        try:
-            await self._producer.send_offsets({split(p): o for p, o in offsets.items()}, group)
-        except TransactionError as error:
-            raise Spoilt(str(error)) from error
+        raise NotImplementedError(f"{group}: only a member has read anything for it.")
 
     async def end(self, *, committed: bool) -> Outcome:
         state = self._producer.transaction_state
@@ -262,5 +268,109 @@ class Ours:
         self._sent.clear()
 
     async def close(self) -> None:
-        await self._client.close(flush=False)
+        if self._client is not None:
+            await self._client.close(flush=False)
         await self._settle()
+
+
+class Subscribed(Ours, Listener):
+    """A member of a group; its offsets are part of its transactions, in its member's name.
+
+    Partitions are let go of between transactions: what a transaction has read is its own until it
+    has ended. If they are lost meanwhile, it can only be aborted.
+    """
+
+    def __init__(
+        self, address: str, txn_id: str, rec: Recorder, subscribe: tuple[str, str]
+    ) -> None:
+        super().__init__(address, txn_id, rec)
+        self._topic, self._group_id = subscribe
+        self._group: Group | None = None
+        self._news: list[tuple[dict[Partition, int], int]] = []  # assigned, and when it was asked
+        self._open = self._lost = False  # a transaction; what it may have read
+
+    async def open(self) -> None:
+        await super().open()
+        assert self._client is not None
+        self._group = self._client.group(
+            self._group_id, [self._topic], listener=self, session_ms=SESSION_MS
+        )
+        await self._group.start()
+
+    @property
+    def group(self) -> Group:
+        assert self._group is not None
+        return self._group
+
+    async def assigned(self, places: Places) -> None:
+        at = time.monotonic_ns()
+        told = await self.group.committed(places)
+        self._news.append(({f"{t}-{i}": told.get((t, i), 0) for t, i in places}, at))
+
+    async def revoked(self, places: Places) -> None:
+        while self._open and not self.group.is_lost:
+            await self.group.bell.wait()
+        self._drop(places)
+
+    async def lost(self, places: Places) -> None:
+        self._drop(places)
+
+    def _drop(self, places: Places) -> None:
+        self._lost = self._open
+        for gone in (f"{topic}-{index}" for topic, index in places):
+            self._nexts.pop(gone, None)
+            self._ready.pop(gone, None)
+            for positions, _ in self._news:
+                positions.pop(gone, None)
+        if self._reader is not None:
+            for _, index in places:
+                self._reader.drop(index)
+
+    async def go_back(self, group: str) -> None:
+        self._end()
+        at, mine = time.monotonic_ns(), list(self._nexts)
+        told = await self.group.committed(map(split, mine))
+        self._news.insert(0, ({p: told.get(split(p), 0) for p in mine if p in self._nexts}, at))
+
+    async def poll(self, records_max: int, wait_s: float) -> Found:
+        self.group.check()
+        if self._news:
+            await self._stop_reading()
+            for positions, at in self._news:
+                self._rec.assign(positions, self._group_id, at)
+                self._nexts |= positions
+            self._news.clear()
+            self._read_from(self._nexts)
+        return await super().poll(records_max, wait_s)
+
+    async def begin(self) -> None:
+        self._lost, self._open = False, True
+        await super().begin()
+
+    async def send_offsets(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        if self._lost or self.group.is_lost:
+            raise Spoilt("What it has read may be another's.")
+        self._rec.commit_offsets(group, offsets)
+        try:
+            who = self.group.metadata
+            await self._producer.send_offsets({split(p): o for p, o in offsets.items()}, who)
+        except (NotAssigned, TransactionError) as error:
+            raise Spoilt(str(error)) from error
+
+    async def end(self, *, committed: bool) -> Outcome:
+        outcome = await super().end(committed=committed)
+        if outcome is Outcome.OK:
+            self._end()
+        return outcome
+
+    def _end(self) -> None:
+        self._open = False
+        self.group.bell.ring()
+
+    async def close(self) -> None:
+        try:
+            if self._group is not None:
+                self._end()
+                await self._group.close()
+        finally:
+            await super().close()

@@ -11,17 +11,33 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from ledgerstream.wire.versions import Api
+from tests.checker.clocked import Dial
 from tests.peers.kafka import free_port
 
 START_S_MAX = 30.0
-FLEXIBLE_SINCE = 3  # of EndTxn
+# what has no sequence: under V1 it may come late and be of a later transaction of the same epoch;
+# from which version on its header and strings are flexible, and from which on it is V2
+LATE_UNDER_V1 = {Api.END_TXN: (3, 5), Api.TXN_OFFSET_COMMIT: (3, 5)}
 PAUSE_S = 0.1, 0.5
 HOLD_S = 0.9, 2.5  # longer than a client waits for an answer
+OVERTAKEN_S_MAX = 4.0  # a request that nothing overtakes goes on
+OUTLIVED_S = 3.5, 7.5  # than a member's session, and then than its transaction as well
+SEEN_S_MAX = 5.0  # by the broker, whatever it looks at its clock for
+TICK_S = 1.1  # a little longer than until the broker looks at what is open too long
+# What a broker's clock is off by, in turn. Records' own times are the clients': Kafka refuses those
+# that are more than an hour ahead of the broker's, so back it is by less.
+MINUTE_NS = 60_000_000_000
+OFF_NS = tuple(minutes * MINUTE_NS for minutes in (2, 0, 90, -10, 360, -50, 0, -50, 600, 1, 0))
 ROOT = Path(__file__).parents[2]
+OF_A_TRANSACTION = frozenset({
+    Api.PRODUCE, Api.INIT_PRODUCER_ID, Api.ADD_PARTITIONS_TO_TXN, Api.ADD_OFFSETS_TO_TXN,
+    Api.END_TXN, Api.TXN_OFFSET_COMMIT,
+})  # fmt: skip
 
 
 class Server:
@@ -31,6 +47,7 @@ class Server:
         self.port = free_port()
         self.advertised_port = self.port
         self._directory, self._module = directory, module
+        self.dial = Dial(directory / "clock")
         self.process: asyncio.subprocess.Process
 
     @property
@@ -40,7 +57,8 @@ class Server:
     async def start(self) -> None:
         with (self._directory / "out").open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *self._module, "--report",
+                sys.executable, "-m", "tests.checker.clocked", str(self._directory / "clock"),
+                *self._module, "--report",
                 f"--data-dir={self._directory / 'log'}", f"--port={self.port}",
                 f"--advertised-port={self.advertised_port}", "--group-delay-ms=0",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=out, cwd=ROOT,
@@ -54,6 +72,17 @@ class Server:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
+
+    async def set_clock(self, off_ns: int) -> None:
+        """Until the broker has seen it."""
+        self.dial.set(off_ns)
+        async with asyncio.timeout(SEEN_S_MAX):
+            while self.dial.seen_ns != off_ns:
+                await asyncio.sleep(0.02)
+
+    def said(self, what: str) -> int:
+        """How often its log has it."""
+        return (self._directory / "out").read_text().count(what)
 
 
 class Worker:
@@ -76,18 +105,25 @@ class Worker:
 
 
 class Meddler:
-    """A proxy that knows requests: it delays them, holds them past their time, and cuts.
+    """A proxy that knows requests: it delays them, holds them and their answers past their time,
+    lets others overtake them, and cuts.
 
     A request that is held stays on its way when its client has given up: it is delivered late.
+    Requests are reordered between connections alone. Within one, TCP delivers in order or not at
+    all; a proxy that exchanged two of its frames would show the broker a client that asked in
+    another order, and no network can do that.
     """
 
     def __init__(self, port: int) -> None:
         self._above = port
         self.hold: dict[int, deque[float]] = {}  # Api → seconds, of its next requests
         self.mute: Counter[int] = Counter()  # Api → how many next answers never come
+        self.hold_answer: dict[int, deque[float]] = {}  # as `hold`
+        self.overtake: Counter[int] = Counter()  # Api → how many next requests others overtake
+        self._overtaken: list[Overtaken] = []
         self.jitter_s = 0.0  # each request waits up to so long
         self.counts: Counter[str] = Counter()
-        self.late_ends: set[str] = set()  # transactional ids with an EndTxn of V1 that came late
+        self.late_ids: set[str] = set()  # with something `LATE_UNDER_V1`
         self._chance = random.Random(0)
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,6 +146,14 @@ class Meddler:
         for writer in self._open:
             writer.transport.abort()
         return len(self._open)
+
+    def calm(self) -> None:
+        """Nothing befalls what comes from now on."""
+        self.hold.clear()
+        self.hold_answer.clear()
+        self.mute.clear()
+        self.overtake.clear()
+        self.jitter_s = 0.0
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(self._serve(reader, writer))
@@ -149,12 +193,52 @@ class Meddler:
             return waiting.popleft()
         return self._chance.random() * self.jitter_s
 
+    def answer_delay_s(self, api: int) -> float:
+        waiting = self.hold_answer.get(api)
+        if not waiting:
+            return 0.0
+        self.counts[f"held answer {Api(api).name}"] += 1
+        return waiting.popleft()
+
+    async def wait_overtaken(self, link: Link, api: int, client: str) -> None:
+        """Until another connection of the client has delivered a request, if that is wanted."""
+        if self.overtake[api] <= 0:
+            return
+        self.overtake[api] -= 1
+        mine = Overtaken(link, api, client, asyncio.get_running_loop().create_future())
+        self._overtaken.append(mine)
+        try:
+            async with asyncio.timeout(OVERTAKEN_S_MAX):
+                await mine.by
+        except TimeoutError:
+            self.counts["overtaken by nothing"] += 1
+        finally:
+            self._overtaken.remove(mine)
+
+    def delivered(self, link: Link, api: int, client: str) -> None:
+        """A request has reached the broker: does it overtake another one?"""
+        for each in self._overtaken:
+            away = each.link is not link and each.client == client and not each.by.done()
+            if away and api in OF_A_TRANSACTION:
+                each.by.set_result(api)
+                self.counts[f"{Api(each.api).name} overtaken by {Api(api).name}"] += 1
+
     def loses_answer(self, api: int) -> bool:
         if self.mute[api] <= 0:
             return False
         self.mute[api] -= 1
         self.counts[f"lost answer {Api(api).name}"] += 1
         return True
+
+
+class Overtaken(NamedTuple):
+    """A request that waits until one of another connection of its client has gone ahead: what a
+    client sends again after it has given up is there before what it had sent first."""
+
+    link: Link
+    api: int
+    client: str
+    by: asyncio.Future[int]
 
 
 class Link:
@@ -165,6 +249,7 @@ class Link:
     ) -> None:
         self._meddler, self._client, self._above = meddler, client, above
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._apis: dict[int, int] = {}  # of what is not answered, by correlation id
         self._muted = self.gone = False
 
     async def take(self, reader: asyncio.StreamReader) -> None:
@@ -178,29 +263,40 @@ class Link:
 
     async def deliver(self) -> None:
         while (frame := await self._frames.get()) is not None:
-            (api,) = struct.unpack_from(">h", frame, 4)
+            api, version, correlation_id, size = struct.unpack_from(">hhih", frame, 4)
+            size = max(size, 0)  # −1: it has no name
+            client = frame[14 : 14 + size].decode()
             if delay_s := self._meddler.delay_s(api):
                 await asyncio.sleep(delay_s)
+            await self._meddler.wait_overtaken(self, api, client)
             if self.gone:
-                self._late(api, frame)
+                self._late(api, version, frame[14 + size :])
             self._muted = self._meddler.loses_answer(api) or self._muted
+            self._apis[correlation_id] = api
             self._above.write(frame)
             await self._above.drain()
+            self._meddler.delivered(self, api, client)
 
-    def _late(self, api: int, frame: bytes) -> None:
+    def _late(self, api: int, version: int, body: bytes) -> None:
         self._meddler.counts[f"late {Api(api).name}"] += 1
-        (version,) = struct.unpack_from(">h", frame, 6)
-        if api == Api.END_TXN and version < FLEXIBLE_SINCE:
-            (size,) = struct.unpack_from(">h", frame, 12)  # of the client id, before the other one
-            (length,) = struct.unpack_from(">h", frame, 14 + size)
-            self._meddler.late_ends.add(frame[16 + size : 16 + size + length].decode())
+        flexible_since, v2_since = LATE_UNDER_V1.get(Api(api), (0, 0))
+        if version < v2_since:  # each begins with the transactional id
+            flexible = version >= flexible_since
+            size = body[1] - 1 if flexible else int.from_bytes(body[:2])  # after no tagged fields
+            self._meddler.late_ids.add(body[2 : 2 + size].decode())
 
     async def answer(self, reader: asyncio.StreamReader) -> None:
-        while data := await reader.read(65_536):
+        while True:
+            size = await reader.readexactly(4)
+            frame = await reader.readexactly(int.from_bytes(size))
             if self._muted:
                 return
+            api = self._apis.pop(int.from_bytes(frame[:4]))
+            if delay_s := self._meddler.answer_delay_s(api):
+                await asyncio.sleep(delay_s)
+                self._meddler.counts[f"late answer {Api(api).name}"] += self.gone
             if not self.gone:
-                self._client.write(data)
+                self._client.write(size + frame)
 
 
 class Faults:
@@ -212,6 +308,8 @@ class Faults:
     ) -> None:  # fmt: skip
         self._server, self._meddler, self._workers = server, meddler, workers
         self._kinds, self._chance = kinds, random.Random(seed)
+        self._clock = cycle(OFF_NS)
+        self.drawn: Counter[str] = Counter()
         self.counts = meddler.counts
 
     async def run(self, until: float) -> None:
@@ -219,7 +317,9 @@ class Faults:
         while time.monotonic() < until:
             if not deck:  # each kind comes before any comes again
                 deck = self._chance.sample(self._kinds, len(self._kinds))
-            await getattr(self, deck.pop())()
+            kind = deck.pop()
+            await getattr(self, kind)()
+            self.drawn[kind] += 1
             await asyncio.sleep(self._chance.uniform(*PAUSE_S))
 
     async def rest(self) -> None:
@@ -243,15 +343,22 @@ class Faults:
             await worker.start()
 
     async def stop_client(self) -> None:
+        await self._stop_client(PAUSE_S, "for a while")
+
+    async def outlive_session(self) -> None:
+        """It wakes in the middle of what is another's by then."""
+        await self._stop_client(OUTLIVED_S, "past its session")
+
+    async def _stop_client(self, how_long_s: tuple[float, float], what: str) -> None:
         worker = self._chance.choice(self._workers)
         if worker.process.returncode is None:
-            await self._freeze(worker.process.pid)
-            self.counts["client stopped for a while"] += 1
+            await self._freeze(worker.process.pid, how_long_s)
+            self.counts[f"client stopped {what}"] += 1
 
-    async def _freeze(self, pid: int) -> None:
+    async def _freeze(self, pid: int, how_long_s: tuple[float, float] = PAUSE_S) -> None:
         os.kill(pid, signal.SIGSTOP)
         try:
-            await asyncio.sleep(self._chance.uniform(*PAUSE_S))
+            await asyncio.sleep(self._chance.uniform(*how_long_s))
         finally:
             os.kill(pid, signal.SIGCONT)
 
@@ -275,3 +382,43 @@ class Faults:
 
     def _hold(self, api: Api) -> None:
         self._meddler.hold.setdefault(api, deque()).append(self._chance.uniform(*HOLD_S))
+
+    async def hold_offsets(self) -> None:
+        self._hold(Api.TXN_OFFSET_COMMIT)
+
+    async def hold_answer(self) -> None:
+        api = self._chance.choice((Api.PRODUCE, Api.END_TXN, Api.TXN_OFFSET_COMMIT))
+        self._meddler.hold_answer.setdefault(api, deque()).append(self._chance.uniform(*HOLD_S))
+
+    async def overtake_produce(self) -> None:
+        self._meddler.overtake[Api.PRODUCE] += 1
+
+    async def overtake_end(self) -> None:
+        self._meddler.overtake[Api.END_TXN] += 1
+
+    async def jump(self) -> None:
+        """The broker's clock, forward or back; counted when the broker has looked at it."""
+        off_ns = next(self._clock)
+        await self._jump(off_ns if off_ns != self._server.dial.off_ns else next(self._clock))
+
+    async def jump_over(self) -> None:
+        """All clients sleep while it goes forward: what they have open times out meanwhile."""
+        if self._server.dial.off_ns:
+            await self._jump(0)
+        pids = [each.process.pid for each in self._workers if each.process.returncode is None]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await self._jump(max(OFF_NS))
+            await asyncio.sleep(TICK_S)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        self.counts["clock forward over sleeping clients"] += 1
+
+    async def _jump(self, after: int) -> None:
+        before = self._server.dial.off_ns
+        await self._server.set_clock(after)
+        way = "forward" if after > before else "back"
+        far = abs(after - before) // MINUTE_NS
+        self.counts[f"clock {way} by {'hours' if far >= 60 else 'minutes'}"] += 1

@@ -12,11 +12,14 @@ from typing import Any
 from ledgerstream.broker import run
 from ledgerstream.broker.markers import Markers, Placed
 from ledgerstream.broker.replica import Replica
+from ledgerstream.broker.shards import Shard
+from ledgerstream.groups import consumer
 from ledgerstream.groups.offsets import Offsets
 from ledgerstream.log.partition import Partition
 from ledgerstream.log.producers import NEW, Producers
 from ledgerstream.log.writer import Writer
 from ledgerstream.txn import Coordinator, TxnState
+from ledgerstream.txn.coordinator import V1
 
 
 def marker_missing() -> None:
@@ -83,6 +86,41 @@ def aborted_offsets_kept() -> None:
     Offsets.end = lambda self, producer_id, *, committed: end(  # type: ignore[method-assign]
         self, producer_id, committed=True
     )
+
+
+def offsets_outside() -> None:
+    """A group's offsets are committed where they come, not in their transaction."""
+    perform = Shard.perform
+
+    def outside(self: Any, decision: Any, writing: Any = None) -> Any:
+        return perform(self, decision)
+
+    Shard.perform = outside  # type: ignore[method-assign]
+
+
+def given_before_released() -> None:
+    """A member is given partitions that another one has not let go of (KIP-848)."""
+    reconcile = consumer.reconcile
+
+    def early(current: Any, epoch: int, target: Any, subscribed: Any, _: Any, owned: Any) -> Any:
+        return reconcile(current, epoch, target, subscribed, lambda *_: None, owned)
+
+    consumer.reconcile = early
+
+
+def timeout_without_fence() -> None:
+    """A transaction that times out is aborted in its producer's own epoch: what that one still
+    writes begins another, and is committed as if it were whole. It needs a clock that jumps."""
+    decide = Coordinator.decide_timeout
+
+    def abort(self: Any, txn_id: str, now_ms: int, new_id: int | None = None) -> Any:
+        decided = decide(self, txn_id, now_ms, new_id)
+        if not decided.records:
+            return decided
+        txn = self.txns[txn_id]
+        return self._prepare(txn, TxnState.PREPARE_ABORT, V1, now_ms, new_id)
+
+    Coordinator.decide_timeout = abort  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

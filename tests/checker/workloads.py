@@ -4,9 +4,10 @@
 
 queue       transactions of up to four sends and polls; partitions are assigned, and now and then
             others, from the beginning
-group       the same by members of a group, whose offsets are part of the transactions
+group       the same by members of a group, subscribed; its offsets are part of the transactions
 orders      writes transfers, not in transactions
-money       reads transfers and writes their two sides and its offsets in one transaction
+money       read, process, write: members of a group read transfers and write their two sides and
+            the group's offsets in one transaction
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ledgerstream.client import Client
+from ledgerstream.client import Client, membership
 from ledgerstream.client import transactional as ours
 from ledgerstream.errors import LedgerStreamError
-from tests.checker.clients import DELIVERY_MS, Confluent, Face, Ours, Spoilt
+from tests.checker.clients import DELIVERY_MS, Confluent, Face, Ours, Spoilt, Subscribed
 from tests.checker.history import Found, Outcome, Partition, Recorder
 
 PARTITIONS, ACTS_MAX, ACCOUNTS = 3, 4, 9
@@ -84,21 +85,21 @@ class Worker:
         self.rec.process = self.named()
         topic = {"queue": "queue", "group": "shared", "money": "orders"}[task.workload]
         group = None if task.workload == "queue" else (topic, f"of-{topic}")
+        if task.client == "confluent":
+            face: Face = Confluent(task.address, task.name, self.rec, group)
+        elif group is None:
+            face = Ours(task.address, task.name, self.rec)
+        else:
+            face = Subscribed(task.address, task.name, self.rec, group)
+        self.rec.begin(transactional=False)
         try:
-            if task.client == "confluent":
-                face: Face = Confluent(task.address, task.name, self.rec, group)
-            else:
-                face = Ours(task.address, task.name, self.rec)
-            self.rec.begin(transactional=False)
             await face.open()
             if task.workload == "queue":
                 await face.assign(dict.fromkeys(places(topic), 0))
-            elif task.client != "confluent":  # a share each, by number
-                await face.assign({places(topic)[task.number % PARTITIONS]: 0})
-                await face.go_back(f"of-{topic}")
         except Exception as error:
             self.rec.note(f"not opened: {error!r}")
             self.rec.end(Outcome.FAIL)
+            await self.close(face)
             await asyncio.sleep(0.1)  # whatever is away comes back
             return False
         self.rec.end(Outcome.OK)
@@ -155,9 +156,13 @@ class Worker:
             await asyncio.sleep(self.chance.random() * THINK_S)  # so that more falls in between
 
     async def group(self, face: Face) -> None:
-        for _ in range(self.chance.randint(1, ACTS_MAX - 1)):
-            await face.send(self.chance.choice(places("shared")), self.value())
-        await self.offsets(face, await face.poll(POLL_RECORDS, POLL_S))
+        found: dict[Partition, list[tuple[int, str]]] = {}
+        for _ in range(self.chance.randint(1, ACTS_MAX)):
+            if self.chance.random() < 0.5:
+                await face.send(self.chance.choice(places("shared")), self.value())
+            else:
+                found |= await face.poll(POLL_RECORDS, POLL_S)
+        await self.offsets(face, found)
 
     async def offsets(self, face: Face, found: Found) -> None:
         nexts = {partition: records[-1][0] + 1 for partition, records in found.items()}
@@ -199,7 +204,7 @@ class Worker:
 def main() -> None:
     task = Task(**json.loads(sys.argv[1]))
     if task.client == "ours-v1":
-        ours.V2_LEVEL = 99  # as with a cluster that has no more
+        ours.V2_LEVEL = membership.MODERN_LEVEL = 99  # as with a cluster that has no more
     asyncio.run(Worker(task).run())
 
 
