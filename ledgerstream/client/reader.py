@@ -197,6 +197,12 @@ class Reader:
             for part in topic.partitions
             if (trouble := self._take(part, asked)) is not None
         }
+        told = {part.partition_index for topic in reply.responses for part in topic.partitions}
+        for partition in asked.keys() - told:
+            place = f"{self.topic}-{partition}"
+            troubles[partition] = kafka_error(
+                ErrorCode.network_exception, place, "the broker left it out of its answer"
+            )
         for partition in asked:
             if partition not in troubles:
                 self._failing_since.pop(partition, None)
@@ -266,8 +272,11 @@ class Reader:
         if not all(batches.crc_matches(data, at, h) for at, h in batches.headers(data)):
             return kafka_error(ErrorCode.corrupt_message, f"{self.topic}-{partition} at {start:,}")
         data, next_offset = _committed(data, part.aborted_transactions or (), start)
-        if next_offset == start:
-            return None
+        if next_offset == start:  # the first batch is sent whole, however large it is (KIP-74)
+            place = f"{self.topic}-{partition} at {start:,}"
+            return kafka_error(
+                ErrorCode.corrupt_message, place, "what was sent has no whole batch from there on"
+            )
         self.positions[partition] = next_offset
         self._turns += 1
         self._turn[partition] = self._turns
