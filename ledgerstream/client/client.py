@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +13,7 @@ from uuid import UUID
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
-from ledgerstream.client.connection import Connection
+from ledgerstream.client.connection import Connection, only
 from ledgerstream.client.errors import check, kafka_error
 from ledgerstream.client.groupoffsets import GroupOffsets, TopicPartition
 from ledgerstream.client.groupreader import GroupReader
@@ -143,8 +143,7 @@ class Client:
             "topics": [entry], "timeout": self.cluster.limits.request_ms_max,
             "validate_only": False,
         }  # fmt: skip
-        reply = await self._admin(Api.CREATE_TOPICS, fields)
-        (result,) = reply.topics
+        result = await self._admin(Api.CREATE_TOPICS, fields, lambda reply: reply.topics)
         check(result.error_code, f"Topic {name!r}", getattr(result, "error_message", None))
 
         await self._wait_topic(name, lambda info: info is not None)
@@ -157,8 +156,7 @@ class Client:
             "topic_names": [name],
             "timeout": self.cluster.limits.request_ms_max,
         }
-        reply = await self._admin(Api.DELETE_TOPICS, fields)
-        (result,) = reply.responses
+        result = await self._admin(Api.DELETE_TOPICS, fields, lambda reply: reply.responses)
         self.cluster.topics.pop(name, None)
         check(result.error_code, f"Topic {name!r}", getattr(result, "error_message", None))
         await self._wait_topic(name, lambda info: info is None)
@@ -170,8 +168,7 @@ class Client:
             "timeout": self.cluster.limits.request_ms_max,
             "validate_only": False,
         }
-        reply = await self._admin(Api.CREATE_PARTITIONS, fields)
-        (result,) = reply.results
+        result = await self._admin(Api.CREATE_PARTITIONS, fields, lambda reply: reply.results)
         check(result.error_code, f"Topic {name!r}", result.error_message)
         await self._wait_topic(name, lambda info: info is not None and info.partitions >= total)
 
@@ -182,8 +179,7 @@ class Client:
             "include_synonyms": False,
             "include_documentation": False,
         }
-        reply = await self._admin(Api.DESCRIBE_CONFIGS, fields)
-        (result,) = reply.results
+        result = await self._admin(Api.DESCRIBE_CONFIGS, fields, lambda reply: reply.results)
         check(result.error_code, f"Topic {name!r}", result.error_message)
         return {entry.name: entry.value for entry in result.configs}
 
@@ -200,12 +196,15 @@ class Client:
             }],
             "validate_only": False,
         }  # fmt: skip
-        reply = await self._admin(Api.INCREMENTAL_ALTER_CONFIGS, fields)
-        (result,) = reply.responses
+        result = await self._admin(
+            Api.INCREMENTAL_ALTER_CONFIGS, fields, lambda reply: reply.responses
+        )
         check(result.error_code, f"Topic {name!r}", result.error_message)
 
-    async def _admin(self, api: Api, fields: dict[str, Any]) -> Any:
-        """An administrative request, once, at the controller.
+    async def _admin(
+        self, api: Api, fields: dict[str, Any], results: Callable[[Any], Sequence[Any]]
+    ) -> Any:
+        """An administrative request for one thing, once, at the controller; its one result.
 
         Raises DeliveryTimeout if it was sent and not answered: it may or may not have been done.
         """
@@ -220,7 +219,9 @@ class Client:
 
         connection = await cluster.retrying("the controller", reach)
         try:
-            return await connection.call(api, fields)
+            return await connection.call(
+                api, fields, take=lambda reply: only(results(reply), "One result")
+            )
         except TRANSPORT_ERRORS as error:
             raise DeliveryTimeout(
                 f"{api.name} was not answered: {words(error)} It may or may not have been done."

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from kio.schema.errors import ErrorCode
 
-from ledgerstream.client.connection import Connection
+from ledgerstream.client.connection import Connection, only
 from ledgerstream.client.errors import kafka_error
 from ledgerstream.errors import ConfigError, DeliveryTimeout, KafkaError, ProtocolError
 from ledgerstream.limits import LIMITS, Limits
@@ -124,10 +124,16 @@ class Cluster:
         raise failure
 
     async def call(
-        self, api: Api, fields: dict[str, Any], *, broker: int = -1, timeout_ms: int | None = None
+        self,
+        api: Api,
+        fields: dict[str, Any],
+        *,
+        broker: int = -1,
+        timeout_ms: int | None = None,
+        take: Callable[[Any], Any] | None = None,
     ) -> Any:
         """One request, once."""
-        return await (await self.connection(broker)).call(api, fields, timeout_ms)
+        return await (await self.connection(broker)).call(api, fields, timeout_ms, take=take)
 
     # -- metadata
 
@@ -165,8 +171,9 @@ class Cluster:
         self._read_at.pop(name, None)
 
     async def _read_topic(self, name: str, create: bool) -> KnownTopic:
-        reply = await self._metadata([{"name": name, "topic_id": None}], create)
-        (topic,) = reply.topics
+        topic = await self._metadata(
+            [{"name": name, "topic_id": None}], create, lambda reply: only(reply.topics, "A topic")
+        )
         if topic.error_code is not ErrorCode.none:
             error = kafka_error(topic.error_code, f"Topic {name!r}")
             if topic.error_code is ErrorCode.unknown_topic_or_partition:
@@ -192,23 +199,35 @@ class Cluster:
 
     async def look(self) -> None:
         """Learn who the brokers are, by one request to any of them."""
-        await self._metadata([], False)
+        await self._metadata([], False, lambda _: None)
 
     async def all_topics(self) -> list[KnownTopic]:
         """Every topic that the cluster tells of."""
-        reply = await self.retrying("the list of topics", lambda: self._metadata(None, False))
+        topics = await self.retrying(
+            "the list of topics", lambda: self._metadata(None, False, lambda reply: reply.topics)
+        )
         return [
             KnownTopic(
                 topic.name,
                 getattr(topic, "topic_id", None),
                 {part.partition_index: part.leader_id for part in topic.partitions},
             )
-            for topic in reply.topics
+            for topic in topics
             if topic.error_code is ErrorCode.none
         ]
 
-    async def _metadata(self, topics: list[dict[str, Any]] | None, create: bool) -> Any:
-        reply = await self.call(
+    async def _metadata(
+        self, topics: list[dict[str, Any]] | None, create: bool, take: Callable[[Any], T]
+    ) -> T:
+        """What `take` gives of the reply. Who the brokers are is learnt by the way."""
+
+        def learn(reply: Any) -> T:
+            taken = take(reply)
+            self.brokers = {broker.node_id: (broker.host, broker.port) for broker in reply.brokers}
+            self.controller = reply.controller_id
+            return taken
+
+        found: T = await self.call(
             Api.METADATA,
             {
                 "topics": topics,
@@ -216,10 +235,9 @@ class Cluster:
                 "include_cluster_authorized_operations": False,
                 "include_topic_authorized_operations": False,
             },
+            take=learn,
         )
-        self.brokers = {broker.node_id: (broker.host, broker.port) for broker in reply.brokers}
-        self.controller = reply.controller_id
-        return reply
+        return found
 
     async def leader(self, topic: str, partition: int) -> int:
         """The broker that leads a partition. Raises a retriable KafkaError if none does."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from ledgerstream.errors import DecodeError, LedgerStreamError, ProtocolError
 from ledgerstream.limits import Limits
@@ -19,6 +19,7 @@ from ledgerstream.wire.batches import Buffer
 from ledgerstream.wire.frames import BUFFER_BYTES, Frames
 from ledgerstream.wire.versions import Api
 
+T = TypeVar("T")
 _I32 = struct.Struct(">i")
 
 # what this client can speak: the highest version that both sides know is used
@@ -98,23 +99,31 @@ class Connection(asyncio.BufferedProtocol):
         timeout_ms: int | None = None,
         *,
         version_max: int | None = None,
+        take: Callable[[Any], Any] | None = None,
     ) -> Any:
         """kio's reply to a request, in the newest version that both sides speak, up to a given one.
 
+        take: gives what is wanted of the reply; ProtocolError where it is not what was asked for.
+
         Raises ConnectionError or TimeoutError where it is not known what became of the request,
-        LedgerStreamError if the broker does not speak the API at all.
+        ProtocolError (then the connection is closed), LedgerStreamError if the broker does not
+        speak the API at all.
         """
         version = self.version(api)
         if version_max is not None:
             version = min(version, version_max)
         correlation_id = self.take_id()
         frame = messages.write_request(api, version, correlation_id, self.client_id, fields)
-        return self.read(api, version, await self.exchange(correlation_id, [frame], timeout_ms))
+        raw = await self.exchange(correlation_id, [frame], timeout_ms)
+        return self.read(api, version, raw, take)
 
-    def read(self, api: Api, version: int, frame: Buffer) -> Any:
+    def read(
+        self, api: Api, version: int, frame: Buffer, take: Callable[[Any], Any] | None = None
+    ) -> Any:
         """kio's reply from a frame. A peer whose reply is none loses its connection."""
         try:
-            return messages.read_response(api, version, frame)
+            reply = messages.read_response(api, version, frame)
+            return reply if take is None else take(reply)
         except (ProtocolError, DecodeError) as error:
             self._fail(error)
             raise ProtocolError(str(error)) from error
@@ -228,3 +237,10 @@ class Connection(asyncio.BufferedProtocol):
             if not future.done():
                 future.set_exception(ConnectionError(str(self._lost)))
                 future.exception()  # whoever waits still gets it; nobody waiting is no news
+
+
+def only(entries: Sequence[T], what: str) -> T:
+    """The entry of a reply to a request with one. Raises ProtocolError."""
+    if len(entries) != 1:
+        raise ProtocolError(f"{what} was asked for, and {len(entries)} came.")
+    return entries[0]

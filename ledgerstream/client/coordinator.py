@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster
-from ledgerstream.client.connection import Connection
+from ledgerstream.client.connection import Connection, only
 from ledgerstream.client.errors import kafka_error
 from ledgerstream.wire.versions import Api
 
@@ -37,10 +37,11 @@ class Coordinator:
     async def broker(self) -> int:
         """Its id, among `cluster.brokers`. Raises a retriable KafkaError while there is none."""
         if self._broker is None:
-            reply: Any = await self.cluster.call(
-                Api.FIND_COORDINATOR, {"key_type": self.kind, "coordinator_keys": [self.name]}
+            found = await self.cluster.call(
+                Api.FIND_COORDINATOR,
+                {"key_type": self.kind, "coordinator_keys": [self.name]},
+                take=lambda reply: only(reply.coordinators, "A coordinator"),
             )
-            (found,) = reply.coordinators
             if found.error_code is not ErrorCode.none:
                 raise kafka_error(found.error_code, f"The coordinator of {self.name!r}")
             if found.node_id not in self.cluster.brokers:
@@ -64,14 +65,18 @@ class Coordinator:
         *,
         version_max: int | None = None,
         timeout_ms: int | None = None,
+        take: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """The reply, if `error_of` says none; else its KafkaError, and another look where to ask.
+        """The reply (what `take` gives of it), if `error_of` says none of that; else its
+        KafkaError, and another look where to ask.
 
-        Raises ConnectionError and TimeoutError as `Connection.call` does.
+        Raises ConnectionError, TimeoutError and ProtocolError as `Connection.call` does.
         """
         connection = await self.connection()
         try:
-            reply = await connection.call(api, fields, timeout_ms, version_max=version_max)
+            reply = await connection.call(
+                api, fields, timeout_ms, version_max=version_max, take=take
+            )
         except TRANSPORT_ERRORS:
             self._broker = None
             raise

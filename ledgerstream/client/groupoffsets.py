@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.client.cluster import Cluster
+from ledgerstream.client.connection import only
 from ledgerstream.client.coordinator import Coordinator, Kind
 from ledgerstream.client.errors import check
+from ledgerstream.errors import ProtocolError
 from ledgerstream.wire.versions import Api
 
 TopicPartition = tuple[str, int]
@@ -35,6 +37,22 @@ def offset_topics(offsets: Mapping[TopicPartition, int]) -> list[dict[str, Any]]
             "committed_metadata": "",
         })  # fmt: skip
     return [{"name": name, "partitions": partitions} for name, partitions in topics.items()]
+
+
+def answers_to(offsets: Mapping[TopicPartition, int]) -> Callable[[Any], Any]:
+    """A reply with an answer for each offset: none that is silently not committed."""
+
+    def take(reply: Any) -> Any:
+        told = {
+            (topic.name, part.partition_index)
+            for topic in reply.topics
+            for part in topic.partitions
+        }
+        if not offsets.keys() <= told:
+            raise ProtocolError("Offsets were left out of the answer to their commit.")
+        return reply
+
+    return take
 
 
 def worst_of_offsets(reply: Any) -> ErrorCode:
@@ -72,13 +90,14 @@ class GroupOffsets:
             wanted |= {"member_id": member.member_id, "member_epoch": member.generation}
 
         async def ask() -> dict[TopicPartition, int]:
-            reply = await self.coordinator.ask(
+            group = await self.coordinator.ask(
                 Api.OFFSET_FETCH,
                 {"groups": [wanted], "require_stable": True},
-                lambda reply: reply.groups[0].error_code,
+                lambda group: group.error_code,
+                take=lambda reply: only(reply.groups, "A group"),
             )
             found = {}
-            for topic in reply.groups[0].topics:
+            for topic in group.topics:
                 for part in topic.partitions:
                     check(part.error_code, f"Offset of {self.group!r} in {topic.name}")
                     if part.committed_offset >= 0:
@@ -103,6 +122,8 @@ class GroupOffsets:
         }
 
         async def ask() -> None:
-            await self.coordinator.ask(Api.OFFSET_COMMIT, fields, worst_of_offsets)
+            await self.coordinator.ask(
+                Api.OFFSET_COMMIT, fields, worst_of_offsets, take=answers_to(offsets)
+            )
 
         await self.cluster.retrying(f"offsets of {self.group!r}", ask)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ledgerstream.client.cluster import Cluster
+from ledgerstream.client.connection import only
 from ledgerstream.client.errors import check
+from ledgerstream.errors import ProtocolError
 from ledgerstream.wire.versions import Api
 
 EARLIEST = -2
@@ -33,8 +36,14 @@ async def list_offsets(
                 ],
             }],
         }  # fmt: skip
-        reply = await cluster.call(Api.LIST_OFFSETS, fields, broker=broker)
-        for part in reply.topics[0].partitions:
+
+        def take(reply: Any) -> Any:
+            parts = only(reply.topics, "A topic").partitions
+            if {part.partition_index for part in parts} != wanted.keys():
+                raise ProtocolError("Offsets of other partitions came than were asked for.")
+            return parts
+
+        for part in await cluster.call(Api.LIST_OFFSETS, fields, broker=broker, take=take):
             check(part.error_code, f"{topic}-{part.partition_index}")
             found[part.partition_index] = part.offset
 

@@ -5,11 +5,13 @@ KIP-664, and `abort` by the id itself, which also ends what was prepared and for
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from kio.schema.errors import ErrorCode
 
 from ledgerstream.client.cluster import Cluster
+from ledgerstream.client.connection import only
 from ledgerstream.client.coordinator import Coordinator, Kind
 from ledgerstream.client.errors import check
 from ledgerstream.errors import KafkaError
@@ -82,7 +84,8 @@ class Transactions:
             Api.DESCRIBE_TRANSACTIONS, connection.version(Api.DESCRIBE_TRANSACTIONS),
             correlation_id, connection.client_id, fields,
         )  # fmt: skip
-        (found,) = read_described(await connection.exchange(correlation_id, [frame]))
+        described = read_described(await connection.exchange(correlation_id, [frame]))
+        found = only(described, "A transactional id")
         check(ErrorCode[found.error], f"Transactional id {txn_id!r}")
         return found
 
@@ -115,7 +118,7 @@ class Transactions:
     async def abort_hanging(self, hanging: Hanging) -> None:
         """Write the abort marker that no coordinator will write."""
         broker = await self._cluster.leader(hanging.topic, hanging.partition)
-        reply = await self._cluster.call(
+        part = await self._cluster.call(
             Api.WRITE_TXN_MARKERS,
             {
                 "markers": [
@@ -131,8 +134,8 @@ class Transactions:
                 ]
             },
             broker=broker,
+            take=lambda reply: _one_partition(only(reply.markers, "A marker").topics),
         )
-        (part,) = reply.markers[0].topics[0].partitions
         check(part.error_code, f"{hanging.topic}-{hanging.partition}")
 
     async def find_hanging(self, now_ms: int, older_ms: int) -> list[Hanging]:
@@ -167,12 +170,12 @@ class Transactions:
             return ()  # it has expired since
 
     async def _open(self, topic: str, partition: int, broker: int) -> list[Hanging]:
-        reply = await self._cluster.call(
+        part = await self._cluster.call(
             Api.DESCRIBE_PRODUCERS,
             {"topics": [{"name": topic, "partition_indexes": [partition]}]},
             broker=broker,
+            take=lambda reply: _one_partition(reply.topics),
         )
-        (part,) = reply.topics[0].partitions
         return [
             Hanging(
                 topic, partition, each.producer_id, each.producer_epoch, each.coordinator_epoch,
@@ -186,3 +189,7 @@ class Transactions:
         """The broker that decides for the id."""
         coordinator = Coordinator(self._cluster, Kind.TRANSACTION, txn_id)
         return await self._cluster.retrying(f"the coordinator of {txn_id!r}", coordinator.broker)
+
+
+def _one_partition(topics: Sequence[Any]) -> Any:
+    return only(only(topics, "A topic").partitions, "A partition")

@@ -20,6 +20,7 @@ from ledgerstream.client.coordinator import Coordinator, Kind
 from ledgerstream.client.groupoffsets import (
     GroupMetadata,
     TopicPartition,
+    answers_to,
     offset_topics,
     worst_of_offsets,
 )
@@ -343,6 +344,7 @@ class TransactionalProducer(Producer):
             },
             worst_of_offsets,
             version_max=None if self.transaction_state.v2 else OFFSETS_V1,
+            take=answers_to(offsets),
         )
 
     async def _retrying(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:

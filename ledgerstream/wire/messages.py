@@ -104,13 +104,14 @@ def skip_tags(frame: Buffer, at: int) -> int:
 
 def read_request(header: RequestHeader, frame: Buffer) -> Any:
     """kio's message. Raises ProtocolError for bytes that are not it."""
-    message = _read(request_type(header.api_key, header.version), frame, header.body_at)
-    _check_arrays(message)
-    return message
+    return _read(request_type(header.api_key, header.version), frame, header.body_at)
 
 
 def read_response(api: int, version: int, frame: Buffer) -> Any:
-    """kio's message from a reply's frame (after its correlation id was seen)."""
+    """kio's message from a reply's frame (after its correlation id was seen).
+
+    Raises ProtocolError for bytes that are not it.
+    """
     schema = response_type(api, version)
     at = _I32.size
     if schema.__header_schema__.__flexible__:
@@ -121,37 +122,43 @@ def read_response(api: int, version: int, frame: Buffer) -> Any:
 def _read(schema: Any, frame: Buffer, at: int) -> Any:
     try:
         check_lengths(schema, frame, at)
-        return _reader(schema)(frame, at)[0]
+        message = _reader(schema)(frame, at)[0]
     except BAD_BYTES as error:
         raise ProtocolError(
             f"A {schema.__name__} v{schema.__version__} is malformed: {error!r}"
         ) from error
+    _check_arrays(message)
+    return message
 
 
 def _check_arrays(entity: Any) -> None:
     """kio lets null pass for any array; only where the schema allows it is it meant."""
     schema: Any = type(entity)
-    for name, nullable, nested in _arrays(schema):
+    for name, nullable, nested, single in _arrays(schema):
         items = getattr(entity, name)
         if items is None:
             if not nullable:
                 raise ProtocolError(f"{schema.__name__} has no {name}.")
         elif nested:
-            for item in items:
+            for item in (items,) if single else items:
                 _check_arrays(item)
 
 
 @cache
-def _arrays(schema: Any) -> tuple[tuple[str, bool, bool], ...]:
-    """(field, may it be null, have its elements arrays) of each array of an entity."""
+def _arrays(schema: Any) -> tuple[tuple[str, bool, bool, bool], ...]:
+    """(field, may it be null, have its elements arrays, is it no array but such an element) of each
+    array of an entity, and of each entity in it that has arrays."""
     found = []
     for name, hint in typing.get_type_hints(schema).items():
         parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        array = next((part for part in parts if typing.get_origin(part) is tuple), None)
-        if array is not None:
-            element: Any = typing.get_args(array)[0]
-            nested = hasattr(element, "__type__") and bool(_arrays(element))
-            found.append((name, type(None) in parts, nested))
+        nullable = type(None) in parts
+        for part in parts:
+            if typing.get_origin(part) is tuple:
+                element: Any = typing.get_args(part)[0]
+                nested = hasattr(element, "__type__") and bool(_arrays(element))
+                found.append((name, nullable, nested, False))
+            elif hasattr(part, "__type__") and _arrays(part):
+                found.append((name, nullable, True, True))
     return tuple(found)
 
 

@@ -14,7 +14,10 @@ from ledgerstream.client import LATEST, Client, Reader
 from ledgerstream.errors import DeliveryTimeout, KafkaError, LedgerStreamError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import batches
+from ledgerstream.wire.versions import Api
+from tests.client import scripted
 from tests.client.events import Trade, trades
+from tests.client.scripted import ScriptedBroker
 from tests.peers.kafka import free_port
 from tests.peers.proxy import Proxy, Verdict
 
@@ -128,6 +131,48 @@ async def test_a_broker_killed_twice_during_writes_and_reads(tmp_path: Path, top
             assert await client.list_offsets(topic, {0: LATEST}) == {0: len(rows)}
     finally:
         await broker.stop()
+
+
+NULL, EMPTY = b"\xff\xff\xff\xff", b"\0\0\0\0"  # an array of an old version, its length alone
+
+
+async def test_a_null_array_in_a_reply_costs_its_connection_and_no_producer() -> None:
+    async with ScriptedBroker() as broker:
+        answers = iter([NULL + EMPTY, scripted.produced(0), scripted.produced(1)])
+        broker.answers[Api.PRODUCE] = lambda _: next(answers)
+        async with await Client.connect(broker.address, limits=SMALL) as client:
+            producer = await client.producer()
+            assert await producer.send("t", b"one") == 0
+            assert await producer.send("t", b"two") == 1
+            assert broker.asked[Api.PRODUCE] == 3
+            assert broker.asked[Api.API_VERSIONS] > 1  # on a new connection
+
+
+async def test_a_reply_to_another_question_is_asked_for_again() -> None:
+    async with ScriptedBroker() as broker:
+        scripts = {
+            Api.METADATA: broker.metadata([]),
+            Api.FIND_COORDINATOR: {"throttle_time": 0, "coordinators": []},
+            Api.OFFSET_FETCH: {"throttle_time": 0, "groups": []},
+            Api.OFFSET_COMMIT: {"throttle_time": 0, "topics": []},
+            Api.LIST_OFFSETS: {"throttle_time": 0, "topics": []},
+            Api.CREATE_TOPICS: {"throttle_time": 0, "topics": []},
+        }
+        async with await Client.connect(broker.address, limits=IMPATIENT) as client:
+            asks = [
+                (Api.CREATE_TOPICS, lambda: client.create_topic("u")),
+                (Api.OFFSET_FETCH, lambda: client.committed("g", [("t", 0)])),
+                (Api.OFFSET_COMMIT, lambda: client.commit("g", {("t", 0): 5})),
+                (Api.LIST_OFFSETS, lambda: client.list_offsets("t", {0: LATEST})),
+                (Api.FIND_COORDINATOR, lambda: client.committed("h", [("t", 0)])),
+                (Api.METADATA, lambda: client.topic("t")),
+            ]
+            for api, ask in asks:
+                broker.answers[api] = lambda _, api=api: scripts[api]
+                with pytest.raises(DeliveryTimeout):
+                    await ask()
+                once = api is Api.CREATE_TOPICS  # nobody knows what became of it
+                assert (broker.asked[api] == 1) is once, api
 
 
 async def _until_it_raises(reader: Reader) -> None:
