@@ -418,7 +418,7 @@ class Client:
     async def producer(self, compression: str = "none") -> Producer:
         """An idempotent producer of one's own."""
         producer = Producer(self.cluster, compression)
-        self._producers.append(producer)
+        self._keep(producer)
         return producer
 
     async def transactional(
@@ -442,7 +442,7 @@ class Client:
             self.cluster, txn_id, timeout_ms=timeout_ms, two_phase=two_phase,
             keep_prepared=keep_prepared, compression=compression,
         )  # fmt: skip
-        self._producers.append(producer)
+        self._keep(producer)
         return producer
 
     async def write(
@@ -467,3 +467,8 @@ class Client:
         if self._writer is None:
             self._writer = await self.producer()
         return await self._writer.write(topic, array, codec)
+
+    def _keep(self, producer: Producer) -> None:
+        """Until it is closed, or the client is."""
+        self._producers = [known for known in self._producers if not known.closed]
+        self._producers.append(producer)

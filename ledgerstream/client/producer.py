@@ -64,6 +64,11 @@ class Producer:
     def _make_sender(self) -> Sender:
         return Sender(self.cluster, self._end)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has nothing left to do."""
+        return self._closing and self._sender.ended
+
     # -- what callers do
 
     async def send(

@@ -27,7 +27,13 @@ from ledgerstream.client.groupoffsets import (
 from ledgerstream.client.lane import Lane
 from ledgerstream.client.producer import Producer, whole
 from ledgerstream.client.sender import Sender
-from ledgerstream.client.transaction import Identity, Phase, Transaction, TransactionError
+from ledgerstream.client.transaction import (
+    Fenced,
+    Identity,
+    Phase,
+    Transaction,
+    TransactionError,
+)
 from ledgerstream.errors import (
     ConfigError,
     DeliveryTimeout,
@@ -256,10 +262,16 @@ class TransactionalProducer(Producer):
         self.transaction_state.touch()
 
     async def close(self, *, flush: bool = True) -> None:
-        """End. A transaction that is open is aborted, a prepared one stays for its successor."""
+        """End. A transaction that is open is aborted, a prepared one stays for its successor.
+
+        Without `flush` an open one stays too, until a successor or its time limit aborts it.
+        """
         try:
-            if flush and self.transaction_state.phase in (Phase.OPEN, Phase.DOOMED):
+            under_way = self.transaction_state.phase in (Phase.OPEN, Phase.DOOMED)
+            if flush and under_way and not self._closing:
                 await self.abort()
+        except Fenced:
+            pass  # whoever has taken over has aborted it
         finally:
             await super().close(flush=flush)
 

@@ -210,6 +210,38 @@ async def test_a_producer_that_is_closed_leaves_nothing_open(both: Client, topic
     assert await values(both, topic) == []
 
 
+async def test_a_producer_is_closed_once_and_its_successor_is_no_error(
+    our_broker: Broker, topic: str
+) -> None:
+    txn_id = f"t-{topic}"
+    async with await Client.connect(our_broker.address) as client:
+        await client.create_topic(topic, 1)
+        left = await client.transactional(txn_id)
+        await left.begin()
+        await left.send(topic, b"never")
+        await left.close(flush=False)
+        fenced = await client.transactional(txn_id)  # has aborted it
+        await fenced.begin()
+        await fenced.send(topic, b"never either")
+        producer = await client.transactional(txn_id)
+        async with producer.transaction():
+            await producer.send(topic, b"done")
+        await left.close()
+        assert await values(client, topic) == [b"done"]
+
+
+async def test_a_client_lets_go_of_what_is_closed(client: Client, topic: str) -> None:
+    await client.create_topic(topic, 1)
+    for number in range(3):
+        producer = await client.producer()
+        await producer.send(topic, b"x")
+        await producer.close()
+        again = await client.transactional(f"t-{topic}-{number}")
+        await again.close()
+    staying = await client.producer()
+    assert client._producers == [staying]
+
+
 async def test_a_send_that_was_not_awaited_is_not_in_the_next_transaction(
     client: Client, topic: str
 ) -> None:
