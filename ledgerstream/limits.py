@@ -131,7 +131,8 @@ class Limits:
     producer_buffer_bytes: int = 64 * MIB  # records that wait; then `send` waits too
     linger_ms: int = 5  # Kafka's linger.ms
     reader_partition_bytes: int = 4 * MIB  # of one partition in one fetch
-    reader_fetch_bytes: int = 32 * MIB  # of one fetch
+    reader_fetch_bytes: int = 32 * MIB  # of one fetch; a group reader's topics share it
+    reader_fetch_bytes_low: int = 64 * KIB  # of one fetch, however many topics share
     reader_wait_ms: int = 500  # a fetch waits so long at the log's end
 
     # stream
@@ -185,6 +186,7 @@ class Limits:
         assert self.round_journal_bytes <= self.round_bytes_max <= self.journal_bytes
         assert self.index_interval_bytes < self.segment_bytes < 2**31
         assert self.reader_partition_bytes >= self.batch_bytes_max
+        assert self.reader_fetch_bytes_low <= self.reader_fetch_bytes
         assert 0 < self.snapshot_share_max < 1
 
 

@@ -164,6 +164,7 @@ class GroupReader(Listener):
 
     async def assigned(self, places: Places) -> None:
         self.positions |= dict.fromkeys(places, NOWHERE)
+        self._share()
         await self._begin(places)
 
     async def _begin(self, places: Places) -> None:
@@ -178,6 +179,7 @@ class GroupReader(Listener):
                 reader = self._readers[topic] = Reader(
                     self.cluster, topic, {}, committed=self.committed
                 )
+                self._share()
             for (_, partition), offset in mine.items():
                 at = starts[partition] if offset is None else offset
                 if (topic, partition) in self.positions:
@@ -210,6 +212,14 @@ class GroupReader(Listener):
             reader = self._readers.get(topic)
             if self.positions.pop((topic, partition), None) is not None and reader is not None:
                 reader.drop(partition)
+        self._share()
+
+    def _share(self) -> None:
+        """What is read ahead does not grow with the topics, and each has its part of it."""
+        limits = self.cluster.limits
+        part = limits.reader_fetch_bytes // max(1, len({topic for topic, _ in self.positions}))
+        for reader in self._readers.values():
+            reader.fetch_bytes = max(part, limits.reader_fetch_bytes_low)
 
     def _forget(self, places: Places) -> None:
         for place in places:

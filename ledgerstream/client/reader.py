@@ -70,6 +70,8 @@ class Reader:
         self.topic_id = topic_id  # offsets mean nothing in another topic of the same name
         self.positions: dict[int, int] = dict(starts)  # where fetching goes on
         self.end_offsets: dict[int, int] = {}  # as last told
+        # of one fetch, and no further one is begun while so much is read ahead
+        self.fetch_bytes = cluster.limits.reader_fetch_bytes
         self._ready: deque[Chunk] = deque()
         self._buffered = 0
         self._fetching: dict[int, asyncio.Task[None]] = {}  # broker → its fetch
@@ -154,7 +156,7 @@ class Reader:
         Whether any was begun. What is handed out next takes no room.
         """
         ahead = self._buffered - (len(self._ready[0].data) if self._ready else 0)
-        if ahead >= self.cluster.limits.reader_fetch_bytes or self._failure is not None:
+        if ahead >= self.fetch_bytes or self._failure is not None:
             return False
         by_broker: dict[int, list[int]] = {}
         for partition in sorted(self.positions, key=lambda p: self._turn.get(p, 0)):
@@ -226,7 +228,7 @@ class Reader:
             "replica_id": -1,
             "max_wait": limits.reader_wait_ms,
             "min_bytes": 1,
-            "max_bytes": limits.reader_fetch_bytes,
+            "max_bytes": self.fetch_bytes,
             "isolation_level": 1 if self.committed else 0,
             "session_id": 0,
             "session_epoch": -1,
@@ -241,7 +243,7 @@ class Reader:
                     "fetch_offset": offset,
                     "last_fetched_epoch": -1,
                     "log_start_offset": -1,
-                    "partition_max_bytes": limits.reader_partition_bytes,
+                    "partition_max_bytes": min(limits.reader_partition_bytes, self.fetch_bytes),
                 } for partition, offset in asked.items()],
             }],
         }  # fmt: skip

@@ -25,7 +25,7 @@ from ledgerstream.client.groupoffsets import TopicPartition
 from ledgerstream.client.grouptalk import ModernTalk
 from ledgerstream.client.offsets import LATEST
 from ledgerstream.errors import ConfigError, KafkaError
-from ledgerstream.limits import LIMITS
+from ledgerstream.limits import KIB, LIMITS, MIB
 from ledgerstream.wire import batches
 from ledgerstream.wire.versions import Api
 from tests.client.test_transactional import Deaf
@@ -187,6 +187,28 @@ async def test_a_topic_that_is_made_again_is_read_from_its_start(
             found = dict([await reader.next(), await reader.next()])
     assert {name: chunk.start for name, chunk in found.items()} == {topic: 0, other: 0}
     assert b"new" in found[topic].data
+
+
+async def test_many_topics_share_what_is_read_ahead(server: str, topic: str) -> None:
+    """And none of them is starved."""
+    names = [f"{topic}-{number}" for number in range(8)]
+    limits = replace(LIMITS, reader_fetch_bytes=MIB, producer_batch_bytes=64 * KIB)
+    async with await Client.connect(server, limits=limits) as client:
+        producer = await client.producer()
+        for name in names:
+            await client.create_topic(name, 1)
+            await asyncio.gather(*(producer.send(name, bytes(60 * KIB)) for _ in range(40)))
+        left = Counter(dict.fromkeys(names, 40))
+        async with client.consume(f"g-{topic}", names) as reader, asyncio.timeout(SECONDS_MAX):
+            first: list[str] = []
+            while left.total():
+                name, chunk = await reader.next()
+                first.append(name)
+                left[name] -= sum(header.record_count for _, header in batches.headers(chunk.data))
+                ahead = sum(each._buffered for each in reader._readers.values())
+                if len(reader._readers) == len(names):
+                    assert ahead <= 3 * MIB + len(names) * 64 * KIB
+            assert set(first[: 3 * len(names)]) == set(names)
 
 
 async def test_topics_by_a_pattern(both: Client, topic: str, kind: str) -> None:
