@@ -67,7 +67,7 @@ def describe(node: Node, exchange: Exchange) -> None:
     request = exchange.message
     explained = getattr(request, "include_documentation", False)
     results = []
-    for resource in request.resources:
+    for resource in dict.fromkeys(request.resources):
         keys = resource.configuration_keys
         only = None if keys is None else set(keys)
         entries: list[dict[str, Any]] = []

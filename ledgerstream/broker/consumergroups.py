@@ -203,7 +203,7 @@ def _nothing(_: ErrorCode) -> None:
 
 async def describe(node: Node, exchange: Exchange) -> None:
     request = exchange.message
-    found = [await _describe(node, name) for name in request.group_ids]
+    found = [await _describe(node, name) for name in dict.fromkeys(request.group_ids)]
     for group in found:
         well = group["error_code"] is ErrorCode.none
         asked = well and request.include_authorized_operations

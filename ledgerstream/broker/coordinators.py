@@ -20,7 +20,7 @@ async def find(node: Node, exchange: Exchange) -> None:
     request, version = exchange.message, exchange.header.version
     kind = getattr(request, "key_type", GROUP)
     keys = request.coordinator_keys if version >= BATCHED else (request.key,)
-    found = [{"key": key, **await _find(node, kind, key)} for key in keys]
+    found = [{"key": key, **await _find(node, kind, key)} for key in dict.fromkeys(keys)]
     if version >= BATCHED:
         exchange.answer(throttle_time=0, coordinators=found)
     else:

@@ -47,7 +47,7 @@ async def list_all(node: Node, exchange: Exchange) -> None:
 async def describe(node: Node, exchange: Exchange) -> None:
     request, version = exchange.message, exchange.header.version
     asked = getattr(request, "include_authorized_operations", False)
-    found = [await _describe(node, name, version) for name in request.groups]
+    found = [await _describe(node, name, version) for name in dict.fromkeys(request.groups)]
     for group in found:
         well = group["error_code"] is ErrorCode.none
         group["authorized_operations"] = GROUP_OPERATIONS if asked and well else NOT_ASKED

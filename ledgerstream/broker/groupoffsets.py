@@ -223,7 +223,8 @@ async def fetch(node: Node, exchange: Exchange) -> None:
     stable = getattr(request, "require_stable", False)
     if version >= SEVERAL_SINCE:
         by_id = version >= IDS_SINCE
-        groups = [await _fetch(node, group, stable, by_id) for group in request.groups]
+        each = {(group.group_id, group.topics): group for group in request.groups}
+        groups = [await _fetch(node, group, stable, by_id) for group in each.values()]
         exchange.answer(throttle_time=0, groups=groups)
         return
     found = await _fetch(node, request, stable, False)
@@ -243,7 +244,7 @@ async def _fetch(node: Node, wanted: Any, stable: bool, by_id: bool) -> dict[str
     shard = await node.groups.shards.find(wanted.group_id)
     if isinstance(shard, ErrorCode):
         return {**group, "error_code": shard}
-    asked = None if wanted.topics is None else _known(node, wanted.topics, by_id)
+    asked = None if wanted.topics is None else _known(node, _merged(wanted.topics, by_id), by_id)
     places = None
     if asked is not None:
         places = [
@@ -264,6 +265,22 @@ async def _fetch(node: Node, wanted: Any, stable: bool, by_id: bool) -> dict[str
         return {**group, "error_code": found}
     topics = _all_topics(node, found, by_id) if asked is None else _topics(asked, found, by_id)
     return {**group, "error_code": ErrorCode.none, "topics": topics}
+
+
+class Indexes(NamedTuple):
+    """Partitions of a topic of an OffsetFetch, each once."""
+
+    name: str | None
+    topic_id: UUID | None
+    partition_indexes: list[int]
+
+
+def _merged(topics: Iterable[Any], by_id: bool) -> list[Indexes]:
+    found: dict[tuple[str | None, UUID | None], dict[int, None]] = {}
+    for topic in topics:
+        key = (None, topic.topic_id) if by_id else (topic.name, None)
+        found.setdefault(key, {}).update(dict.fromkeys(topic.partition_indexes))
+    return [Indexes(*key, list(indexes)) for key, indexes in found.items()]
 
 
 def _name(asked: Asked, by_id: bool) -> str | None:

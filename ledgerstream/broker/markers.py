@@ -135,11 +135,14 @@ async def _durable(outcome: Placed | ErrorCode) -> ErrorCode:
 
 def describe_producers(node: Node, exchange: Exchange) -> None:
     """Who has written to a partition of late, and which transactions are open there."""
-    topics = []
+    wanted: dict[str, dict[int, None]] = {}
     for topic in exchange.message.topics:
+        wanted.setdefault(topic.name, {}).update(dict.fromkeys(topic.partition_indexes))
+    topics = []
+    for name, indexes in wanted.items():
         parts = []
-        for index in topic.partition_indexes:
-            replica = node.replicas.named(topic.name, index)
+        for index in indexes:
+            replica = node.replicas.named(name, index)
             found = [] if replica is None else list(replica.partition.producers.describe())
             unknown = ErrorCode.unknown_topic_or_partition
             parts.append({
@@ -158,5 +161,5 @@ def describe_producers(node: Node, exchange: Exchange) -> None:
                     for each in found
                 ],
             })  # fmt: skip
-        topics.append({"name": topic.name, "partitions": parts})
+        topics.append({"name": name, "partitions": parts})
     exchange.answer(throttle_time=0, topics=topics)

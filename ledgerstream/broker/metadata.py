@@ -27,7 +27,8 @@ async def handle(node: Node, exchange: Exchange) -> None:
     if wanted is None or (version == 0 and not wanted):
         topics = [_topic(node, topic) for topic in node.catalog.topics.values()]
     else:
-        topics = [await _named(node, topic, create, version) for topic in wanted]
+        each = {topic.name or getattr(topic, "topic_id", None): topic for topic in wanted}
+        topics = [await _named(node, topic, create, version) for topic in each.values()]
     for topic in topics:
         topic["topic_authorized_operations"] = (
             TOPIC_OPERATIONS

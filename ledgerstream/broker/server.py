@@ -2,8 +2,8 @@
 
 A request becomes an `Exchange`, which is answered at once or later; replies leave in order. Reading
 stops while a connection (or all together) holds more than its share of bytes or requests, or while
-its peer does not read. A reply that reads data (Fetch) is begun only when it is its turn and the
-peer reads, so that a slow reader holds one reply at the most.
+its peer does not read. A reply is made, and one that reads data (Fetch) begun, only when it is its
+turn and the peer reads, so that a slow reader holds one at the most; none is larger than a frame.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -22,11 +23,19 @@ from ledgerstream.wire import messages
 from ledgerstream.wire.batches import Buffer
 from ledgerstream.wire.frames import Frames
 from ledgerstream.wire.messages import RequestHeader
+from ledgerstream.wire.versions import Api
 
 if TYPE_CHECKING:
     from ledgerstream.broker.dispatch import Dispatch
 
 log = structlog.get_logger("broker")
+
+# as long as their requests, or one member's assignment: what is asked all the time is not counted
+SHORT = frozenset({
+    Api.HEARTBEAT, Api.CONSUMER_GROUP_HEARTBEAT, Api.SYNC_GROUP, Api.OFFSET_COMMIT,
+    Api.INIT_PRODUCER_ID, Api.ADD_PARTITIONS_TO_TXN, Api.ADD_OFFSETS_TO_TXN,
+    Api.TXN_OFFSET_COMMIT, Api.END_TXN, Api.WRITE_TXN_MARKERS,
+})  # fmt: skip
 
 
 class Exchange:
@@ -45,11 +54,34 @@ class Exchange:
         self.begin: Callable[[], None] | None = None  # work put off until it is this one's turn
 
     def answer(self, **fields: Any) -> None:
-        """Reply with the message of the request's API and version."""
-        header = self.header
-        self.send((
-            messages.write_response(header.api_key, header.version, header.correlation_id, fields),
-        ))  # fmt: skip
+        """Reply with the message of the request's API and version.
+
+        It is made of the fields when it is its turn: until then they are no more than what the
+        broker has in memory in any case.
+        """
+        if self.connection.closing:
+            return
+        if self.begin is None and not self.connection.is_turn(self):
+            self.message = None
+            self.begin = partial(self._write, fields)
+        else:
+            self._write(fields)
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        header, limits = self.header, self.connection.limits
+        try:
+            frame = messages.write_response(
+                header.api_key, header.version, header.correlation_id, fields,
+                None if header.api_key in SHORT else limits.frame_bytes_max,
+            )  # fmt: skip
+        except ProtocolError as error:
+            self.connection.close(f"{messages.api_name(header.api_key)}: {error}")
+            return
+        unsent = self.connection.server.unsent_bytes
+        if len(frame) > limits.fetch_bytes_low and len(frame) + unsent > limits.replies_bytes_max:
+            self.connection.close("peers have not taken their replies, and there is no room")
+            return
+        self.send((frame,))
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Reply with these bytes: a whole frame, or nothing for a request that wants none."""
@@ -139,6 +171,10 @@ class Connection(asyncio.BufferedProtocol):
         self.queue.append(exchange)
         self.held_bytes += exchange.bytes
         self.server.held_bytes += exchange.bytes
+
+    def is_turn(self, exchange: Exchange) -> bool:
+        """Whether its reply would leave now."""
+        return not self.write_paused and bool(self.queue) and self.queue[0] is exchange
 
     def flush(self) -> None:
         """Send what is ready, in order; begin what was put off until its turn."""

@@ -195,7 +195,8 @@ async def end(node: Node, exchange: Exchange) -> None:
 
 
 async def describe(node: Node, exchange: Exchange) -> None:
-    found = [await _describe(node, txn_id) for txn_id in exchange.message.transactional_ids]
+    wanted = dict.fromkeys(exchange.message.transactional_ids)
+    found = [await _describe(node, txn_id) for txn_id in wanted]
     exchange.answer(throttle_time=0, transaction_states=found)
 
 

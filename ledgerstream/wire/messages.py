@@ -162,10 +162,30 @@ def _arrays(schema: Any) -> tuple[tuple[str, bool, bool, bool], ...]:
     return tuple(found)
 
 
-def write_response(api: int, version: int, correlation_id: int, fields: Mapping[str, Any]) -> bytes:
-    """A whole frame, length in front."""
+class _Bounded(io.BytesIO):
+    """Takes so many bytes. Raises ProtocolError for more, before there is memory for them."""
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__()
+        self._bytes_max = self._left = bytes_max
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise ProtocolError(f"A reply has more than {self._bytes_max:,} bytes.")
+        return super().write(data)
+
+
+def write_response(
+    api: int,
+    version: int,
+    correlation_id: int,
+    fields: Mapping[str, Any],
+    bytes_max: int | None = None,
+) -> bytes:
+    """A whole frame, length in front. Raises ProtocolError where it has more than `bytes_max`."""
     schema = response_type(api, version)
-    out = io.BytesIO()
+    out = io.BytesIO() if bytes_max is None else _Bounded(bytes_max)
     out.write(b"\x00\x00\x00\x00" + _I32.pack(correlation_id))
     if schema.__header_schema__.__flexible__:
         out.write(b"\x00")

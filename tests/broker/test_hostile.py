@@ -38,6 +38,9 @@ from tests.broker.test_limits import (
     reply,
     versions_frame,
 )  # fmt: skip
+from tests.differential.groups import Group, named_twice, once
+from tests.differential.raw import Raw
+from tests.differential.scenarios import create
 
 
 @pytest.fixture
@@ -205,6 +208,17 @@ async def test_a_bomb_in_a_compacted_topic_is_answered_with_an_error(
     assert found.responses[0].partition_responses[0].error_code.name == "corrupt_message"
     assert psutil.Process(our_broker.pid).memory_info().rss - before < 700 * MIB
     writer.close()
+
+
+def test_what_is_named_twice_is_told_once(our_broker: Broker, topic: str) -> None:
+    """A short request is no way to a long reply."""
+    with Raw(our_broker.address) as raw:
+        create(raw, topic)
+        Group(raw, topic, topic).commit({0: 1})
+        replies = list(named_twice(raw, topic))
+    assert len(replies) > 7
+    for what, told in replies:
+        assert told == once(told), what
 
 
 def test_a_broker_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import structlog
+from kio.schema.errors import ErrorCode
 
 from ledgerstream.broker.node import Node
 from ledgerstream.broker.settings import Settings
@@ -175,9 +176,79 @@ async def test_a_reader_that_does_not_read_holds_one_reply_and_is_closed(node: N
             while not any("has read nothing" in str(line.get("why")) for line in lines):
                 assert psutil.Process().memory_info().rss - before < 60 * MIB
                 await asyncio.sleep(0.01)
+            while node.server.unsent_bytes:
+                await asyncio.sleep(0)  # the loop hears of it a turn later
         sock.close()
-    assert node.server.unsent_bytes == 0
     await lives(node)
+
+
+def offsets_frame(group: str) -> bytes:
+    """Commits offsets of 100 partitions, with 1.2 MB of metadata."""
+    parts = [
+        {"partition_index": index, "committed_offset": 1, "committed_leader_epoch": -1,
+         "committed_metadata": "€" * 4_096}
+        for index in range(100)
+    ]  # fmt: skip
+    return messages.write_request(Api.OFFSET_COMMIT, 8, 1, "test", {
+        "group_id": group, "generation_id_or_member_epoch": -1, "member_id": "",
+        "group_instance_id": None, "topics": [{"name": "many", "partitions": parts}],
+    })  # fmt: skip
+
+
+def fetch_offsets_frame(*groups: str) -> bytes:
+    wanted = [{"group_id": group, "topics": None} for group in groups]
+    fields = {"groups": wanted, "require_stable": False}
+    return messages.write_request(Api.OFFSET_FETCH, 8, 1, "test", fields)
+
+
+async def committed(node: Node, *groups: str) -> None:
+    """These groups have offsets with much metadata."""
+    async with await Client.connect(f"127.0.0.1:{node.port}") as client:
+        await client.create_topic("many", 100)
+        for group in groups:
+            await client.commit(group, {("many", 0): 0})  # its coordinator has loaded
+    reader, writer = await connect(node)
+    for group in groups:
+        writer.write(offsets_frame(group))
+        found = messages.read_response(Api.OFFSET_COMMIT, 8, await reply(reader))
+        codes = {part.error_code for topic in found.topics for part in topic.partitions}
+        assert codes == {ErrorCode.none}
+    writer.close()
+
+
+async def test_a_reply_is_no_larger_than_a_frame(node: Node) -> None:
+    """And a group that is named often is told of once."""
+    groups = ["a", "b", "c", "d"]
+    await committed(node, *groups)
+    reader, writer = await connect(node)
+    writer.write(fetch_offsets_frame(*groups[:2] * 100))
+    found = messages.read_response(Api.OFFSET_FETCH, 8, await reply(reader))
+    assert [group.group_id for group in found.groups] == groups[:2]
+    with structlog.testing.capture_logs() as lines:
+        writer.write(fetch_offsets_frame(*groups))
+        assert await closed(reader)
+    (line,) = lines
+    assert line["why"] == "OFFSET_FETCH: A reply has more than 4,194,304 bytes."
+    writer.close()
+    await lives(node)
+
+
+async def test_replies_that_nobody_takes_are_not_made(node: Node) -> None:
+    await committed(node, "a", "b", "c")
+    reader, writer = await connect(node)
+    for _ in range(4):
+        writer.write(fetch_offsets_frame("a", "b", "c"))
+    async with asyncio.timeout(10):
+        while not (stuck := [c for c in node.server.connections if c.write_paused]):
+            await asyncio.sleep(0)  # the system takes a few megabytes
+    for _ in range(20):
+        await asyncio.sleep(0)  # all are decided by now
+    assert stuck[0].queue
+    assert not any(exchange.buffers for exchange in stuck[0].queue)
+    for _ in range(4):
+        found = messages.read_response(Api.OFFSET_FETCH, 8, await reply(reader))
+        assert [len(group.topics[0].partitions) for group in found.groups] == [100] * 3
+    writer.close()
 
 
 async def test_a_frame_that_is_never_finished_is_closed(node: Node) -> None:

@@ -591,6 +591,70 @@ def group_descriptions_of_what_is_not_there(raw: Raw, name: str) -> Seen:
         yield f"v{version}", group.describe(version, name, "")
 
 
+def once(value: Any) -> Any:
+    """What a reply tells, however often it tells it."""
+    if isinstance(value, dict):
+        return {name: once(each) for name, each in value.items()}
+    if isinstance(value, list):
+        found: list[Any] = []
+        for each in map(once, value):
+            if each not in found:
+                found.append(each)
+        return found
+    return value
+
+
+def named_twice(raw: Raw, name: str) -> Seen:
+    """Requests that name everything twice; `name` is a topic and a group."""
+    yield (
+        "groups",
+        raw.ask(Api.DESCRIBE_GROUPS, 6, groups=[name, name], include_authorized_operations=False),
+    )
+    yield "next-generation groups", raw.ask(
+        Api.CONSUMER_GROUP_DESCRIBE, 1, group_ids=[name, name],
+        include_authorized_operations=False,
+    )  # fmt: skip
+    yield (
+        "coordinators",
+        raw.ask(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=[name, name]),
+    )
+    until(lambda: raw.ask(Api.FIND_COORDINATOR, 2, key=name, key_type=1))
+
+    def transactions() -> Any:
+        return raw.ask(Api.DESCRIBE_TRANSACTIONS, 0, transactional_ids=[name, name])
+
+    until(lambda: transactions()["transaction_states"][0])
+    yield "transactions", transactions()
+    topic = {"name": name, "topic_id": None}
+    yield "topics", raw.ask(
+        Api.METADATA, 12, topics=[topic, topic], allow_auto_topic_creation=False,
+        include_topic_authorized_operations=False,
+    )  # fmt: skip
+    resource = {
+        "resource_type": 2, "resource_name": name, "configuration_keys": ["max.message.bytes"],
+    }  # fmt: skip
+    yield "settings", raw.ask(
+        Api.DESCRIBE_CONFIGS, 4, resources=[resource, resource], include_synonyms=False,
+        include_documentation=False,
+    )  # fmt: skip
+    both = {"name": name, "partition_indexes": [0, 0]}
+    yield "producers", raw.ask(Api.DESCRIBE_PRODUCERS, 0, topics=[both, both])
+    for what, topics in {"all offsets": None, "some offsets": [both, both]}.items():
+        wanted = {"group_id": name, "member_id": None, "member_epoch": -1, "topics": topics}
+        yield what, raw.ask(
+            Api.OFFSET_FETCH, 9, require_stable=False, groups=[wanted, wanted]
+        )  # fmt: skip
+
+
+@scenario
+def what_is_named_twice(raw: Raw, name: str) -> Seen:
+    """Ours tells it once: clients look their answers up by name."""
+    create(raw, name)
+    Group(raw, name, name).commit({0: 1})
+    for what, reply in named_twice(raw, name):
+        yield what, once(reply)
+
+
 @scenario
 def group_deletion(raw: Raw, name: str) -> Seen:
     create(raw, name)
