@@ -92,6 +92,8 @@ class ClassicGroup:
 
     def adopt(self, record: GroupMetadata) -> None:
         """The only way in which a generation is completed: its record is in the log."""
+        if record.generation > self.generation:
+            self._timers.cancel(self._again_timer)  # it has begun again
         self.recorded = record
         self.protocol_type = record.protocol_type or None
         self.generation, self.protocol, self.leader = record[2:5]

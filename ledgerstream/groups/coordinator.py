@@ -136,14 +136,15 @@ class GroupCoordinator:
         self.offsets = Offsets()
         self.timers = Timers()
         self._topics, self._rules, self._consumer_rules = topics, rules, consumer_rules
-        self._were_modern: set[str] = set()  # next-generation groups that were given up
-        self._go_on: set[str] = set()  # and of which nobody need join again
+        self._ended: tuple[str, int] | None = None  # group and epoch, of the record just before
+        self._go_on: set[str] = set()  # of which nobody need join again when they are classic ones
         self._metadata_chars_max = metadata_chars_max
 
     # -- what the log remembers
 
     def replay(self, record: GroupRecord, origin: Origin) -> None:
         """Live and after a restart alike."""
+        ended, self._ended = self._ended, None
         match record:
             case OffsetCommitted():
                 if record.group not in self.groups:
@@ -159,8 +160,7 @@ class GroupCoordinator:
                 if not isinstance(group, ClassicGroup):
                     group = self._make_classic(record.group)
                 group.adopt(record)
-                if record.group in self._were_modern:
-                    self._were_modern.remove(record.group)
+                if ended == (record.group, record.generation):  # a downgrade is written as one
                     group.begin_again(stable=record.group in self._go_on)
                     self._go_on.discard(record.group)
             case GroupForgotten():
@@ -177,10 +177,11 @@ class GroupCoordinator:
             if isinstance(record, Gone):
                 return  # of a group that a compacted log has no more of
             group = self.groups[record.group] = self._make_modern(record.group)
+        epoch = group.epoch
         group.replay(record)
         if isinstance(record, Gone) and record.key is Key.GROUP:
             del self.groups[record.group]
-            self._were_modern.add(record.group)
+            self._ended = record.group, epoch
 
     def end(self, marker: Marker, offset: int) -> None:
         """A transaction's offsets are committed, or have never been."""
@@ -229,7 +230,6 @@ class GroupCoordinator:
             if isinstance(group, ConsumerGroup):  # an empty one is whatever comes first
                 out.records += group.tombstones()
             if not isinstance(group, ClassicGroup):
-                self._were_modern.discard(name)
                 group = self._make_classic(name)
             group.join(asked, ticket, out)
         return out.decision()

@@ -10,7 +10,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ledgerstream.groups import ClassicGroup, GroupCodec, GroupCoordinator, Join, Sync
+from ledgerstream.groups import (
+    ClassicGroup,
+    Committing,
+    GroupCodec,
+    GroupCoordinator,
+    Join,
+    Sync,
+    Wish,
+)
 from ledgerstream.groups.consumer import Beat
 from ledgerstream.groups.consumerrecords import NOTHING, Assignment
 from ledgerstream.wire.consumerprotocol import (
@@ -274,6 +282,47 @@ def test_another_modern_member_keeps_the_group_as_it_is() -> None:
     Modern(host, "n").turn()
     come_as_classic(host, "t")
     assert host.machine.modern("g") is not None
+
+
+def test_a_downgrade_is_carried_out_after_a_restart_and_only_once() -> None:
+    """Whether it was is in the log: then there is a later generation."""
+    host = Host()
+    modern, classic = Modern(host, "m"), Classic(host, "c")
+    for _ in range(20):
+        modern.turn()
+        classic.turn()
+    modern.leave()
+    again = host.replayed()
+    again.start(host.at_ms)
+    for _ in range(5):
+        again.decide_tick(host.at_ms, host.at_ms)
+    assert again.groups["g"].state == "PreparingRebalance"
+    for _ in range(5):
+        classic.turn()
+        host.tick()
+    assert classic.partitions() == set(range(4))
+    for _ in range(2):
+        host.machine = host.replayed()
+        host.machine.start(host.at_ms)
+        host.tick()
+        assert host.machine.groups["g"].state == "Stable"
+        classic.turn()
+        assert classic.state == "member"
+
+
+def test_what_is_deleted_is_nothing_to_a_classic_group_of_its_name() -> None:
+    host = Host()
+    modern = Modern(host, "m")
+    modern.turn()
+    modern.leave()
+    assert host.perform(host.machine.decide_delete("g")).name == "none"
+    wish = Wish("t", 0, 3)
+    host.perform(host.machine.decide_commit("g", Committing(), [wish], host.at_ms, host.at_ms))
+    classic = Classic(host, "c")
+    for _ in range(5):
+        classic.turn()
+        host.tick()
+    assert (classic.state, classic.generation) == ("member", 1)
 
 
 class Mixed(RuleBasedStateMachine):
