@@ -136,7 +136,7 @@ def _why_not(request: Any, version: int) -> Beaten | None:
         message = "Who joins says how long it takes to give partitions up."
     elif epoch == 0 and (request.topic_partitions is None or len(request.topic_partitions)):
         message = "Who joins has no partitions."
-    elif epoch == 0 and names is None and not regex:
+    elif epoch == 0 and names is None and regex is None:
         message = "Who joins subscribes to topics, by name or by a regular expression."
     elif request.server_assignor is not None and request.server_assignor not in ASSIGNORS:
         known = ", ".join(ASSIGNORS)

@@ -13,7 +13,14 @@ def matching(pattern: str, names: Sequence[str]) -> list[bool]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found: list[bool] = pc.match_substring_regex(
-        pa.array(names, pa.string()), f"^(?:{pattern})$"
-    ).to_pylist()
-    return found
+    def search(regex: str, texts: Sequence[str]) -> list[bool]:
+        found: list[bool] = pc.match_substring_regex(
+            pa.array(texts, pa.string()), regex
+        ).to_pylist()
+        return found
+
+    search(pattern, [""])  # by itself first: what closes our parenthesis is no pattern
+    try:
+        return search(f"^(?:{pattern})$", names)
+    except ValueError:
+        return search(f"^(?:{pattern}\\E)$", names)  # what it quotes (\Q) goes to its end

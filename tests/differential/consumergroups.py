@@ -6,6 +6,7 @@ assignor's: a scenario shows how many.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -270,6 +271,39 @@ def modern_group_by_a_pattern(raw: Raw, topic: str) -> Iterator[tuple[str, Any]]
     yield "it goes on", a.settle()[0]
     yield "seen", describe(raw, group)[1]
     yield "it leaves", a.leave()
+
+
+def patterns(topic: str) -> dict[str, bool]:
+    """Regular expressions, and whether they match `topic`-foo as a whole."""
+    foo, bar = f"{topic}-foo", f"{topic}-bar"
+    return {
+        **dict.fromkeys([
+            foo, f"^{foo}$", f"({foo})", f"(?i){foo.upper()}", f"(?i:{foo.upper()})",
+            f"(?P<n>{foo})", f"(?<n>{foo})", rf"\Q{foo}\E", rf"\Q{foo}", rf"{topic}.\Qfoo",
+            f"{topic}-fo{{2}}", f"{topic}-fo+", rf"{topic}\W\pL+", f"{topic}-[[:alpha:]]oo",
+            f"nothing|{foo}", f"{foo}|", rf"{foo}\z", f"(?s){topic}.foo",
+        ], True),
+        **dict.fromkeys([
+            f"{foo})|(?:{bar}", f"{foo}|{bar})", f"(?:{foo}", "[", "*", "", "|", rf"{foo}\E",
+            f"{foo}(?=x)", f"({foo})\\1", f"{foo}#c", rf"{topic}-fo\o", "f{,3}oo", ".*+", "a**",
+            "foo\\", "x{1000}", "x{1001}", "(?x)foo", r"\p{Greek}", r"\p{Nope}", r"\Z", "(?z)a",
+            "a" * 5_000, "[a-", "[b-a]", "(?P<n>a)(?P<n>b)", r"\Q", r"\Qa\\", "é+", "\0", "$^",
+        ], False),
+    }  # fmt: skip
+
+
+@scenario
+def modern_group_patterns(raw: Raw, topic: str) -> Iterator[tuple[str, Any]]:
+    group = begin(raw, f"{topic}-foo")
+    for number, (pattern, matches) in enumerate(patterns(topic).items()):
+        member = Member(raw, group, f"m{number}", topic)
+        error = member.join(subscribed_topic_names=None, subscribed_topic_regex=pattern)[0]
+        deadline = time.monotonic() + 5
+        while matches and error == "none" and not member.told and time.monotonic() < deadline:
+            error = member.beat()[0]  # Kafka matches in the background
+        yield pattern.replace(topic, "topic")[:40], (error, count(member.told))
+        if error == "none":
+            member.leave()
 
 
 GROUP = 32

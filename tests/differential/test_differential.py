@@ -32,6 +32,8 @@ UNEQUAL_BY_NATURE = {
 EXPLAINED: dict[tuple[str, str], str] = {
     ("produce_malformed_batches", "codec 5"): "UNSUPPORTED_COMPRESSION_TYPE says what is wrong, "
     "where Kafka fails with UNKNOWN_SERVER_ERROR",
+    ("modern_group_patterns", "(?P<n>a)(?P<n>b)"): "RE2 lets two groups have one name, RE2/J does "
+    "not",
     ("produce_outside_of_a_transaction", "a repeat"): "a batch that is in the log is answered with "
     "its offset, also when its transaction has ended",
     ("what_is_deleted_is_out_of_range", "all gone: the newest"): "no record that was deleted is "
