@@ -167,12 +167,12 @@ class Groups:
                 break
             try:
                 decision = shard.machine.decide_tick(at_ms, self._node.now_ms())
+                if decision.records or decision.reply:
+                    self.perform(shard, decision, _nothing, decision.reply)
             except Exception:
                 log.exception("coordinator failed", partition=str(shard.replica.partition.key))
                 shard.begin_again()
                 return
-            if decision.records or decision.reply:
-                self.perform(shard, decision, _nothing, decision.reply)
         self.schedule(shard)
 
     def tick(self, now_ms: int, at_ms: int) -> None:

@@ -231,7 +231,12 @@ class Node:
         """Run a coroutine of a conversation; it ends with the node."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("what a conversation began has failed", exc_info=error)
 
     async def create_topic(
         self,
@@ -273,6 +278,8 @@ class Node:
 
     def _expire(self) -> None:
         """The clock ticks: answer produce requests that wait too long, forget idle producers."""
+        # first of all: what fails below fails this tick, and stops no clock
+        self._expiry = self.loop.call_later(self.limits.tick_ms / 1000, self._expire)
         now = self.loop.time()
         for production in self.waiting_produce:
             if production.undurable and production.deadline <= now:
@@ -282,7 +289,6 @@ class Node:
         self.store.tick(now_ms, at_ms)
         self.transactions.tick(now_ms, at_ms)
         self.groups.tick(now_ms, at_ms)
-        self._expiry = self.loop.call_later(self.limits.tick_ms / 1000, self._expire)
 
 
 _CONVERTERS: dict[str, Callable[[str], Any]] = {"int": int, "long": int, "double": float}

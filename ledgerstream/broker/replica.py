@@ -11,9 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from uuid import UUID
 
+import structlog
+
 from ledgerstream.errors import StorageError
 from ledgerstream.log import Partition
 
+log = structlog.get_logger("broker")
 Waiter = Callable[[bool], None]  # called with whether the offset is durable
 _NONE: dict[int, Replica] = {}  # of a topic that is not here
 
@@ -58,12 +61,19 @@ class Replica:
         failed = self.partition.failure is not None
         while self.waiting and (failed or self.waiting[0][0] <= self.partition.high_watermark):
             _, waiter = self.waiting.popleft()
-            waiter(not failed)
+            self._tell(waiter, not failed)
         if self.watcher is not None:
             self.watcher()
         if self.parked:
             for wake in tuple(self.parked):
                 wake()
+
+    def _tell(self, waiter: Waiter, durable: bool) -> None:
+        """One that fails is no reason for the others to wait for ever."""
+        try:
+            waiter(durable)
+        except Exception:  # a supervisor, where the disk's news are told
+            log.exception("a request failed", partition=str(self.partition.key))
 
 
 class Replicas:
@@ -102,7 +112,7 @@ class Replicas:
             if not named:
                 del self._by_name[topic]
         while replica.waiting:
-            replica.waiting.popleft()[1](False)
+            replica._tell(replica.waiting.popleft()[1], False)
         for wake in tuple(replica.parked):
             wake()
 

@@ -300,6 +300,7 @@ class Server:
         return int(self._listener.sockets[0].getsockname()[1])
 
     def _tick(self) -> None:
+        self._ticking = self.loop.call_later(self.limits.tick_ms / 1000, self._tick)
         now = self.loop.time()
         for connection in tuple(self.connections):
             connection.look(now)
@@ -308,7 +309,6 @@ class Server:
             log.warning("connections refused", count=self.refused, why=why)
             self.closed_for_cause += self.refused
             self.refused = 0
-        self._ticking = self.loop.call_later(self.limits.tick_ms / 1000, self._tick)
 
     def resume_paused(self) -> None:
         """Soon, so that a flush that frees memory is not entered again from within."""

@@ -252,6 +252,9 @@ class Shard(Generic[M, R]):
             )
         except (CorruptError, DecodeError, OSError) as error:  # never half a machine
             why = str(error)
+        except Exception as error:  # or clients would wait for it for ever
+            log.exception("coordinator failed", partition=str(partition.key))
+            why = repr(error)
         finally:
             self._loading = False
         self.load_ms = (node.loop.time() - began) * 1000

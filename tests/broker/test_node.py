@@ -105,3 +105,41 @@ async def test_a_topic_is_made_again_where_a_crash_cut_its_deletion_short(tmp_pa
         assert await client.list_offsets("payments", {0: -1}) == {0: 2}
         with pytest.raises(KafkaError):
             await client.create_topic("payments")
+
+
+async def test_a_tick_that_fails_stops_no_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: failures.append(told))
+    ticked: list[str] = []
+
+    def fail(name: str) -> None:
+        ticked.append(name)
+        if ticked.count(name) == 1:
+            raise RuntimeError("ours")
+
+    async with running(tmp_path) as (node, _):
+        monkeypatch.setattr(node.groups, "tick", lambda *_: fail("node"))
+        connection = next(iter(node.server.connections))
+        monkeypatch.setattr(connection, "look", lambda _: fail("server"))
+        async with asyncio.timeout(10):
+            while {name for name in ticked if ticked.count(name) > 1} != {"node", "server"}:
+                await asyncio.sleep(0.001)
+    assert len(failures) == 2
+
+
+async def test_a_waiter_that_fails_keeps_no_other_waiting(tmp_path: Path) -> None:
+    async with running(tmp_path) as (node, client):
+        await client.create_topic("t")
+        replica = node.replicas.named("t", 0)
+        assert replica is not None
+
+        def fail(_: bool) -> None:
+            raise RuntimeError("ours")
+
+        told: list[bool] = []
+        replica.when_durable(1, fail)
+        replica.when_durable(1, told.append)
+        await send(client, "t", 1)
+        assert told == [True]

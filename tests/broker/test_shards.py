@@ -199,6 +199,21 @@ async def test_a_damaged_record_fails_the_shard_and_loses_nothing_silently(tmp_p
         assert isinstance(await shards.find("b"), Shard)
 
 
+async def test_a_load_that_fails_as_nobody_foresaw_is_told_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as (_, shards):
+        await (await found(shards, "a")).perform(Decision((("a", 5),), None))
+
+    def decode(self: Format, key: bytes, value: bytes | None) -> Pair | None:
+        raise AttributeError("ours")
+
+    monkeypatch.setattr(Format, "decode", decode)
+    async with running(tmp_path) as (node, shards):
+        assert await shards.find("a") is ErrorCode.not_coordinator
+        assert list(node.read_failures.values()) == ["AttributeError('ours')"]
+
+
 async def test_a_failed_append_throws_the_machine_away_and_the_log_gives_it_back(
     tmp_path: Path, full_disk: Callable[[bool], None]
 ) -> None:
