@@ -105,7 +105,7 @@ def close_half_way(running: Running) -> None:
     store.write_checkpoint(lambda _: None)
     running.drain()
     store.cleanings._check_at_ms = 0
-    store.cleanings.tick(store.partitions(), NOW + 3_000)
+    store.cleanings.tick(store.partitions(), NOW + 3_000, NOW + 3_000)
     running.until(lambda: partition.segments is not before and not partition.exchanging)
     running.close()
 
