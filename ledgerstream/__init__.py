@@ -37,6 +37,7 @@ _HOMES = {
     "kernel": "ledgerstream.stream.kernels",
     "Broker": "ledgerstream.broker.embedded",
     "Client": "ledgerstream.client",
+    "Security": "ledgerstream.client",
     "local": "ledgerstream.sandbox",
 }
 

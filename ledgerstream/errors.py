@@ -73,6 +73,18 @@ class KafkaError(LedgerStreamError):
         self.retriable = retriable
 
 
+class SecurityError(KafkaError):
+    """A broker does not let us in, or is not the one it should be: trying again would not help.
+
+    `name` is Kafka's, or SSL where it never came to Kafka's protocol.
+    """
+
+    exit_code = 2
+
+    def __init__(self, sentence: str, remedy: str = "", *, code: int = -1, name: str = "SSL"):
+        super().__init__(code, name, sentence, retriable=False, remedy=remedy)
+
+
 class DeliveryTimeout(LedgerStreamError):
     """Not acknowledged within its time limit: it may or may not have happened."""
 

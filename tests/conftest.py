@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client
-from tests.peers import kafka
+from tests.peers import kafka, secured
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 _numbers = itertools.count()
@@ -23,7 +23,8 @@ settings.load_profile("untimed")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real peers start late, so that quick failures come first."""
-    items.sort(key=lambda item: "apache_kafka" in getattr(item, "fixturenames", ()))
+    peers = {"apache_kafka", "secured_kafka"}
+    items.sort(key=lambda item: bool(peers & set(getattr(item, "fixturenames", ()))))
 
 
 @pytest.fixture
@@ -49,6 +50,24 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka.Apa
         "group.consumer.heartbeat.interval.ms": 500,  # as ours of a small group
     }
     with kafka.ApacheKafka.start(tmp_path_factory.mktemp("kafka"), **often) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> secured.Certificates:
+    """Made for these tests, and trusted by nobody else."""
+    return secured.Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(
+    tmp_path_factory: pytest.TempPathFactory, certificates: secured.Certificates
+) -> Iterator[kafka.ApacheKafka]:
+    """One Apache Kafka with a listener for each way in."""
+    why = kafka.why_absent()
+    if why is not None:
+        pytest.skip(why)
+    with secured.start(tmp_path_factory.mktemp("secured"), certificates) as running:
         yield running
 
 

@@ -73,7 +73,7 @@ PUBLIC = {
         ["Count", "First", "Hopping", "Last", "Max", "Mean", "Min", "Sum", "Tumbling",
          "WindowTable"], "stream"
     ),
-    "Client": "client", "local": "sandbox",
+    "Client": "client", "Security": "client", "local": "sandbox",
 }  # fmt: skip
 
 

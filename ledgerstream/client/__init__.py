@@ -1,5 +1,6 @@
 """A Kafka client on asyncio: columnar where it matters, and never waiting for ever.
 
+`security.py` how a broker is known and who we are, `access.py` and `sasl.py` how that is said;
 `connection.py` one broker; `cluster.py` metadata, connections and retries; then, on it,
 `producer.py` (idempotent; `lane.py` keeps a partition's order, `sender.py` sends),
 `transactional.py` (`transaction.py` says what may be done next, `coordinator.py` finds who
@@ -16,11 +17,12 @@ from ledgerstream.client.membership import Group, Listener, NotAssigned
 from ledgerstream.client.offsets import EARLIEST, LATEST
 from ledgerstream.client.producer import Producer
 from ledgerstream.client.reader import Chunk, Reader
+from ledgerstream.client.security import Security
 from ledgerstream.client.transaction import Fenced, Identity, TransactionError
 from ledgerstream.client.transactional import TransactionalProducer
 
 __all__ = [
     "EARLIEST", "LATEST", "Chunk", "Client", "Fenced", "Group", "GroupMetadata", "GroupReader",
-    "Identity", "Listener", "NotAssigned", "Producer", "Reader", "TopicInfo", "TransactionError",
-    "TransactionalProducer",
+    "Identity", "Listener", "NotAssigned", "Producer", "Reader", "Security", "TopicInfo",
+    "TransactionError", "TransactionalProducer",
 ]  # fmt: skip

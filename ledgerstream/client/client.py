@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
+import structlog
 from kio.schema.errors import ErrorCode
 
+from ledgerstream.client.access import Access
 from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
 from ledgerstream.client.connection import Connection, only
 from ledgerstream.client.errors import check, kafka_error
@@ -22,12 +24,14 @@ from ledgerstream.client.offsets import EARLIEST, LATEST, list_offsets
 from ledgerstream.client.producer import Producer
 from ledgerstream.client.reader import Reader
 from ledgerstream.client.rows import as_rows
+from ledgerstream.client.security import Security
 from ledgerstream.client.transactional import TransactionalProducer
 from ledgerstream.errors import (
     ConfigError,
     DeliveryTimeout,
     KafkaError,
     LedgerStreamError,
+    SecurityError,
 )
 from ledgerstream.limits import LIMITS, Limits
 from ledgerstream.wire.versions import Api
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from ledgerstream.events import Event
     from ledgerstream.wire.columns import Decoded, Encoding, KeyForm
 
+log = structlog.get_logger("client")
 READ_ROWS_EXPECTED_MAX = 10_000_000  # offsets may have holes: more room is made when it is needed
 
 
@@ -63,17 +68,37 @@ class Client:
 
     @classmethod
     async def connect(
-        cls, servers: str, *, client_id: str = "ledgerstream", limits: Limits = LIMITS
+        cls,
+        servers: str,
+        *,
+        security: Security | None = None,
+        client_id: str = "ledgerstream",
+        limits: Limits = LIMITS,
     ) -> Client:
         """Connect to any of `host:port[,host:port…]` (`kafka://` in front is allowed).
 
-        Raises LedgerStreamError if none answers within the connect time limit.
+        security: TLS and SASL; plain text without.
+
+        Raises LedgerStreamError if none answers within the connect time limit, ConfigError for
+        files that are none, and SecurityError, at once, where one does not let us in.
         """
-        cluster = Cluster(servers, client_id, limits)
+        security = security or Security()
+        access = await asyncio.to_thread(Access, security, limits)  # it reads files
+        if security.tells_secrets:
+            log.warning(
+                "secrets go over the wire in plain text",
+                servers=servers,
+                mechanism=security.sasl_mechanism,
+                remedy="security_protocol SASL_SSL, or SCRAM",
+            )
+        cluster = Cluster(servers, client_id, limits, access)
         try:
             await cluster.retrying(
                 f"the brokers at {servers}", cluster.look, limit_ms=limits.connect_ms_max
             )
+        except (ConfigError, SecurityError):
+            await cluster.close()
+            raise
         except LedgerStreamError as error:
             await cluster.close()
             raise LedgerStreamError(

@@ -16,6 +16,7 @@ from uuid import UUID
 
 from kio.schema.errors import ErrorCode
 
+from ledgerstream.client.access import OPEN, Access
 from ledgerstream.client.connection import Connection, only
 from ledgerstream.client.errors import kafka_error
 from ledgerstream.errors import ConfigError, DeliveryTimeout, KafkaError, ProtocolError
@@ -55,10 +56,13 @@ def parse_addresses(servers: str) -> list[tuple[str, int]]:
 class Cluster:
     """Connections by broker, and metadata that is as fresh as it needs to be."""
 
-    def __init__(self, servers: str, client_id: str, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, servers: str, client_id: str, limits: Limits = LIMITS, access: Access = OPEN
+    ) -> None:
         self.bootstrap = parse_addresses(servers)
         self.client_id = client_id
         self.limits = limits
+        self.access = access
         self.brokers: dict[int, tuple[str, int]] = {}
         self.controller = -1
         self.topics: dict[str, KnownTopic] = {}
@@ -98,7 +102,7 @@ class Cluster:
         if self._closed or broker not in self.brokers:
             raise ConnectionError(f"Broker {broker} is not known, or the client is closed.")
         host, port = self.brokers[broker]
-        return await Connection.open(host, port, self.client_id, self.limits)
+        return await Connection.open(host, port, self.client_id, self.limits, self.access)
 
     async def _open(self, broker: int) -> Connection:
         if self._closed:
@@ -115,7 +119,7 @@ class Cluster:
         failure: Exception = ConnectionError("No broker's address is known.")
         for host, port in dict.fromkeys(addresses):
             try:
-                opened = await Connection.open(host, port, self.client_id, self.limits)
+                opened = await Connection.open(host, port, self.client_id, self.limits, self.access)
             except TRANSPORT_ERRORS as error:
                 failure = ConnectionError(f"No broker answers at {host}:{port} ({words(error)}).")
                 continue

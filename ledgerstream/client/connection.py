@@ -2,17 +2,23 @@
 
 A connection that breaks fails every request that waits on it with ConnectionError; whether such a
 request was performed is not known, and that is for the caller to settle.
+
+Where a broker lets us in for a time only (KIP-368), we say anew who we are before that is over:
+what was sent is answered first, and what is asked meanwhile is held, and sent behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from ledgerstream.errors import DecodeError, LedgerStreamError, ProtocolError
+from ledgerstream.client.access import OPEN, Access, cut_in_tls, prove, refused_tls, speaks_tls
+from ledgerstream.errors import DecodeError, LedgerStreamError, ProtocolError, SecurityError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import messages
 from ledgerstream.wire.batches import Buffer
@@ -21,6 +27,9 @@ from ledgerstream.wire.versions import Api
 
 T = TypeVar("T")
 _I32 = struct.Struct(">i")
+_TLS_ALERT = b"\x15\x03"  # where a frame's length would begin
+FIRST_REQUEST = 2  # its id, behind that of ApiVersions
+RENEWED_SHARE = 0.85, 0.95  # of a session, as Kafka's clients do: not all at one moment
 
 # what this client can speak: the highest version that both sides know is used
 CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
@@ -35,6 +44,7 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.HEARTBEAT: (3, 4),
     Api.LEAVE_GROUP: (3, 5),
     Api.SYNC_GROUP: (3, 5),
+    Api.SASL_HANDSHAKE: (1, 1),  # what follows it is SaslAuthenticate, no longer bare bytes
     Api.API_VERSIONS: (0, 3),
     Api.CREATE_TOPICS: (2, 7),
     Api.DELETE_TOPICS: (1, 6),
@@ -47,6 +57,7 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
     Api.TXN_OFFSET_COMMIT: (3, 5),  # the first that is fenced by the group (KIP-447)
     Api.DESCRIBE_CONFIGS: (1, 4),
     Api.DESCRIBE_LOG_DIRS: (1, 4),
+    Api.SASL_AUTHENTICATE: (0, 2),
     Api.CREATE_PARTITIONS: (0, 3),
     Api.INCREMENTAL_ALTER_CONFIGS: (0, 1),
     Api.DESCRIBE_CLUSTER: (0, 1),
@@ -60,9 +71,11 @@ CLIENT_VERSIONS: dict[Api, tuple[int, int]] = {
 class Connection(asyncio.BufferedProtocol):
     """Use `await Connection.open(...)`."""
 
-    def __init__(self, client_id: str, limits: Limits) -> None:
+    def __init__(self, client_id: str, limits: Limits, access: Access, place: str) -> None:
         self.client_id = client_id
         self.limits = limits
+        self.access = access
+        self.place = place  # host:port, for words
         self.versions: dict[Api, int] = {}
         self.features: dict[str, int] = {}  # what the cluster has switched on (KIP-584)
         self._frames = Frames(limits.frame_bytes_max)
@@ -70,21 +83,44 @@ class Connection(asyncio.BufferedProtocol):
         self._next_id = 0
         self._transport: asyncio.Transport | None = None
         self._lost: Exception | None = None
+        self._room: memoryview | None = None  # for the next bytes, until the first have come
+        self._heard = False
+        self._held: list[tuple[int, Sequence[Buffer]]] | None = None  # while we say who we are
+        self._renewal: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, host: str, port: int, client_id: str, limits: Limits) -> Connection:
-        """Connect and negotiate versions. Raises OSError, TimeoutError or ProtocolError."""
+    async def open(
+        cls, host: str, port: int, client_id: str, limits: Limits, access: Access = OPEN
+    ) -> Connection:
+        """Connect, negotiate versions, and say who we are.
+
+        Raises OSError, TimeoutError or ProtocolError; SecurityError if it would be for ever.
+        """
         loop = asyncio.get_running_loop()
+        place = f"{host}:{port}"
         async with asyncio.timeout(limits.connect_ms_max / 1000):
             try:
-                _, made = await loop.create_connection(lambda: cls(client_id, limits), host, port)
+                _, made = await loop.create_connection(
+                    lambda: cls(client_id, limits, access, place), host, port, ssl=access.context
+                )
             except (UnicodeError, OverflowError) as error:  # no name, or no port
-                raise ConnectionError(f"{host}:{port} is no address: {error}") from error
+                raise ConnectionError(f"{place} is no address: {error}") from error
+            except ssl.SSLError as error:
+                raise refused_tls(place, error) from error
+            except (ConnectionResetError, ConnectionAbortedError) as error:
+                if access.context is None:
+                    raise
+                raise cut_in_tls(place) from error
             connection = made
             try:
                 await connection._negotiate()
-            except BaseException:
+                if access.proves:
+                    await connection._enter()
+            except BaseException as error:
+                refusal = connection._lost
                 connection.close()
+                if isinstance(error, OSError) and isinstance(refusal, SecurityError):
+                    raise refusal from error
                 raise
         return connection
 
@@ -117,6 +153,13 @@ class Connection(asyncio.BufferedProtocol):
         raw = await self.exchange(correlation_id, [frame], timeout_ms)
         return self.read(api, version, raw, take)
 
+    async def ask(self, api: Api, fields: Mapping[str, Any]) -> Any:
+        """As `call`, and not held while we say who we are: this is how it is said."""
+        version, correlation_id = self.version(api), self.take_id()
+        frame = messages.write_request(api, version, correlation_id, self.client_id, fields)
+        sent = self._send(correlation_id, [frame])
+        return self.read(api, version, await self._answer(correlation_id, sent, None))
+
     def read(
         self, api: Api, version: int, frame: Buffer, take: Callable[[Any], Any] | None = None
     ) -> Any:
@@ -144,7 +187,11 @@ class Connection(asyncio.BufferedProtocol):
         self, correlation_id: int, frame: Sequence[Buffer], timeout_ms: int | None = None
     ) -> Buffer:
         """Send a whole frame; the reply's frame, correlation id in front."""
-        future = self.start(correlation_id, frame)
+        return await self._answer(correlation_id, self.start(correlation_id, frame), timeout_ms)
+
+    async def _answer(
+        self, correlation_id: int, future: asyncio.Future[Buffer], timeout_ms: int | None
+    ) -> Buffer:
         try:
             async with asyncio.timeout((timeout_ms or self.limits.request_ms_max) / 1000):
                 return await future
@@ -157,6 +204,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def start(self, correlation_id: int, frame: Sequence[Buffer]) -> asyncio.Future[Buffer]:
         """Send a whole frame now; a future for the reply's frame."""
+        if self._held is None or self._lost is not None:
+            return self._send(correlation_id, frame)
+        self._held.append((correlation_id, frame))
+        future = self._waiting[correlation_id] = asyncio.get_running_loop().create_future()
+        return future
+
+    def _send(self, correlation_id: int, frame: Sequence[Buffer]) -> asyncio.Future[Buffer]:
         future = asyncio.get_running_loop().create_future()
         if self._lost is not None or self._transport is None:
             future.set_exception(ConnectionError(f"The connection is closed: {self._lost}"))
@@ -200,6 +254,41 @@ class Connection(asyncio.BufferedProtocol):
             return None
         return self.read(Api.API_VERSIONS, version, raw)
 
+    # -- who we are
+
+    async def _enter(self) -> None:
+        self._renew_after(await prove(self, await self.access.conversation()))
+
+    def _renew_after(self, session_ms: int) -> None:
+        """A session that ends is renewed before; without one there is nothing to do."""
+        if session_ms > 0 and self._lost is None:
+            self._renewal = asyncio.ensure_future(self._renew(session_ms))
+
+    async def _renew(self, session_ms: int) -> None:
+        await asyncio.sleep(session_ms * random.uniform(*RENEWED_SHARE) / 1000)
+        while True:  # if it lasts too long, the broker ends the connection
+            try:
+                conversation = await self.access.conversation()
+                break
+            except OSError:
+                await asyncio.sleep(self.limits.retry_ms_max / 1000)
+            except LedgerStreamError as error:
+                self._fail(error)
+                return
+        sent, self._held = [*self._waiting.values()], []
+        try:
+            if sent:  # each has a time limit of its own
+                await asyncio.wait(sent)
+            session_ms = await prove(self, conversation)
+        except (LedgerStreamError, OSError) as error:
+            self._fail(error)
+            return
+        held, self._held = self._held, None
+        for correlation_id, frame in held:
+            if correlation_id in self._waiting and self._transport is not None:
+                self._transport.writelines(frame)
+        self._renew_after(session_ms)
+
     # -- asyncio's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -208,9 +297,17 @@ class Connection(asyncio.BufferedProtocol):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._frames.buffer()
+        room = self._frames.buffer()
+        if not self._heard:
+            self._room = room
+        return room
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._room is not None:
+            begin, self._room, self._heard = bytes(self._room[:2]), None, True
+            if begin == _TLS_ALERT:
+                self._fail(speaks_tls(self.place))
+                return
         try:
             for frame in self._frames.take(nbytes):
                 if len(frame) < 4:
@@ -224,11 +321,23 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(ConnectionError(f"The broker closed the connection{f': {exc}' if exc else ''}."))
+        if isinstance(exc, ssl.SSLError):
+            self._fail(refused_tls(self.place, exc))
+            return
+        closed = f"The broker closed the connection{f': {exc}' if exc else ''}"
+        if not self._heard and self.access.context is None:
+            closed += " and has said nothing: if it is an SSL listener, give security_protocol SSL"
+        elif not self.access.proves and self._next_id == FIRST_REQUEST and self._waiting:
+            closed += " at the first request: if it is a SASL listener, give security_protocol "
+            closed += "SASL_PLAINTEXT" if self.access.context is None else "SASL_SSL"
+        self._fail(ConnectionError(f"{closed}."))
 
     def _fail(self, error: Exception) -> None:
         if self._lost is None:
             self._lost = error
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
         if self._transport is not None:
             self._transport.abort()
             self._transport = None

@@ -19,7 +19,7 @@ from ledgerstream.client.cluster import TRANSPORT_ERRORS, Cluster, words
 from ledgerstream.client.connection import Connection
 from ledgerstream.client.errors import RETRIABLE, kafka_error
 from ledgerstream.client.lane import Lane, Pending
-from ledgerstream.errors import DeliveryTimeout, LedgerStreamError
+from ledgerstream.errors import DeliveryTimeout, LedgerStreamError, SecurityError
 from ledgerstream.limits import Limits
 from ledgerstream.wire import batches, hot
 from ledgerstream.wire.batches import HEADER, HEADER_BYTES, Buffer
@@ -148,6 +148,7 @@ class Sender:
         connection: Connection | None = None
         answers: Answers = {}
         trouble = "the broker left it out of its answer"
+        shut_out: SecurityError | None = None
         try:
             async with asyncio.timeout_at(deadline):
                 opened = await self.cluster.connection(broker)
@@ -160,6 +161,7 @@ class Sender:
                 trouble = "one of its topics was deleted here meanwhile"
         except (LedgerStreamError, *TRANSPORT_ERRORS) as error:
             trouble = words(error)
+            shut_out = error if isinstance(error, SecurityError) else None
         finally:
             self._in_flight[broker] -= 1
             self._work.set()
@@ -179,6 +181,8 @@ class Sender:
                 lane.refused(pending, code, kafka_error(code, what, message))
             now = asyncio.get_running_loop().time()
             lane.pause(now, self.limits.retry_first_ms, self.limits.retry_ms_max)
+        if shut_out is not None:
+            self._no_way([lane for lane, _, _ in taken], shut_out)
 
     async def _exchange(
         self, connection: Connection, taken: Taken, ids: Mapping[str, UUID | None], deadline: float

@@ -39,6 +39,7 @@ from ledgerstream.errors import (
     DeliveryTimeout,
     KafkaError,
     LedgerStreamError,
+    SecurityError,
 )
 from ledgerstream.wire import batches
 from ledgerstream.wire.versions import Api
@@ -403,17 +404,17 @@ class TransactionalProducer(Producer):
         verb = "commit" if committed else "abort"
         try:
             reply = await self.cluster.retrying(f"the {verb} of {state.txn_id!r}", ask)
-        except KafkaError as error:
-            state.told_not_ended(ErrorCode(error.code), error)
-            assert state.error is not None
-            raise state.error from error
-        except (DeliveryTimeout, *TRANSPORT_ERRORS) as error:
+        except (DeliveryTimeout, SecurityError, *TRANSPORT_ERRORS) as error:
             unknown = DeliveryTimeout(
                 f"The {verb} of {state.txn_id!r} was not answered; it is not known how the "
                 f"transaction ends. {error}"
             )
             state.told_not_ended(None, unknown)
             raise unknown from error
+        except KafkaError as error:
+            state.told_not_ended(ErrorCode(error.code), error)
+            assert state.error is not None
+            raise state.error from error
         identity = Identity(getattr(reply, "producer_id", -1), getattr(reply, "producer_epoch", -1))
         state.told_end(identity, repeated=tries > 1)
 

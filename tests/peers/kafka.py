@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,23 +54,39 @@ def _java(heap: str) -> list[str]:
 
 @dataclass
 class ApacheKafka:
-    """One broker and controller in a directory of its own."""
+    """One broker and controller in a directory of its own; `at` is address by listener."""
 
     process: subprocess.Popen[bytes]
     address: str
     directory: Path
+    at: dict[str, str]
 
     @classmethod
-    def start(cls, directory: Path, heap: str = "1g", **settings: object) -> ApacheKafka:
-        """Format and start; answers when this returns."""
+    def start(
+        cls,
+        directory: Path,
+        heap: str = "1g",
+        *,
+        listeners: Mapping[str, str] | None = None,
+        scram: Sequence[str] = (),
+        **settings: object,
+    ) -> ApacheKafka:
+        """Format and start; answers when this returns.
+
+        listeners: name → protocol of those besides PLAINTEXT, at localhost; scram: `--add-scram`.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         port, controller = free_port(), free_port()
+        at = {name: f"localhost:{free_port()}" for name in listeners or {}}
+        also = "".join(f",{name}://{address}" for name, address in at.items())
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **(listeners or {})}
         values = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{also}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}{also}",
+            "listener.security.protocol.map": ",".join(map(":".join, protocols.items())),
             "controller.listener.names": "CONTROLLER",
             "log.dirs": directory / "data",
             "offsets.topic.replication.factor": 1,
@@ -80,7 +97,8 @@ class ApacheKafka:
         }
         config = directory / "server.properties"
         config.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
-        tool("kafka.tools.StorageTool", "format", "-t", "bGVkZ2Vyc3RyZWFtLXRlcw", "-c", config)
+        tool("kafka.tools.StorageTool", "format", "-t", "bGVkZ2Vyc3RyZWFtLXRlcw", "-c", config,
+             *(word for user in scram for word in ("--add-scram", user)))  # fmt: skip
         quiet = directory / "log4j2.properties"
         quiet.write_text("rootLogger.level=ERROR\n")
         with (directory / "out").open("wb") as out:
@@ -89,7 +107,7 @@ class ApacheKafka:
                  "-cp", f"{LIBS}/*", "kafka.Kafka", str(config)],
                 stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        kafka = cls(process, f"127.0.0.1:{port}", directory)
+        kafka = cls(process, f"127.0.0.1:{port}", directory, at)
         kafka._wait_ready(port)
         return kafka
 
