@@ -1,4 +1,4 @@
-"""`ledgerstream config`: every setting and every limit, as they are in force."""
+"""`ledgerstream config`: every setting and every limit, as they are in force; no secret."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import ast
 import inspect
 import io
 import json
+import os
 import tokenize
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ledgerstream.cli import show
-from ledgerstream.cli.options import Json
+from ledgerstream.cli.options import Json, LogConfig
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def config(
@@ -22,9 +26,11 @@ def config(
         Path | None,
         typer.Option("--config", help="A TOML file, as the broker takes it.", show_default=False),
     ] = None,
+    log_config: LogConfig = None,
     as_json: Json = False,
 ) -> None:
-    """Print the broker's settings in force, where each comes from, and all limits.
+    """Print the settings in force, of the broker and of --log, where each comes from, and all
+    limits.
 
     Example: [bold]LEDGERSTREAM_PORT=9093 ledgerstream config[/bold]
 
@@ -32,12 +38,16 @@ def config(
     """
     from ledgerstream.limits import LIMITS
 
-    settings = _settings(file)
+    settings, log = _settings(file), _log_settings(log_config)
     limits = {field.name: getattr(LIMITS, field.name) for field in fields(LIMITS)}
     if as_json:
-        print(json.dumps({"settings": settings, "limits": limits}, indent=2, default=str))
+        print(
+            json.dumps({"settings": settings, "log": log, "limits": limits}, indent=2, default=str)
+        )
         return
     show.table(settings)
+    print()
+    show.table(log)
     print()
     show.table(
         [
@@ -50,16 +60,32 @@ def config(
 def _settings(file: Path | None) -> list[dict[str, Any]]:
     from ledgerstream.broker.settings import Settings, load
 
-    in_force, from_environment = load(file), Settings().model_fields_set
+    return _rows(load(file), Settings().model_fields_set, "LEDGERSTREAM_", file)
+
+
+def _log_settings(file: Path | None) -> list[dict[str, Any]]:
+    from ledgerstream.cli.logconfig import PREFIX, load
+
+    in_force = load(file)
+    environment = {
+        name for name in type(in_force).model_fields if os.environ.get(PREFIX + name.upper())
+    }
+    return _rows(in_force, environment, PREFIX, file)
+
+
+def _rows(
+    in_force: BaseModel, from_environment: set[str], prefix: str, file: Path | None
+) -> list[dict[str, Any]]:
+    """A setting is named as in the environment, where LEDGERSTREAM_ stands before it."""
     rows = []
-    for name, field in Settings.model_fields.items():
+    for name, field in type(in_force).model_fields.items():
         source = "default"
         if name in in_force.model_fields_set:
-            source = f"LEDGERSTREAM_{name.upper()}" if name in from_environment else str(file)
+            source = f"{prefix}{name.upper()}" if name in from_environment else str(file)
         value = getattr(in_force, name)
         rows.append(
             {
-                "setting": name,
+                "setting": f"{prefix.removeprefix('LEDGERSTREAM_').lower()}{name}",
                 "value": value if value is None or isinstance(value, bool) else str(value),
                 "from": source,
                 "what it is": field.description,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Database, Directory, Json, Log
+from ledgerstream.cli.options import Database, Directory, Json, Log, LogConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,6 +109,7 @@ def retry(
         ),
     ] = False,
     log: Log = None,
+    log_config: LogConfig = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
@@ -130,7 +131,7 @@ def retry(
         async with open_database(database, directory) as connection:
             if await connection.fetchval("SELECT to_regclass('ls_dead')") is None:
                 return []
-            async with open_log(log, directory) as client:
+            async with open_log(log, directory, log_config) as client:
                 return await again.retry(
                     connection, client, processor=processor, places=places,
                     even_if_counted=even_if_counted,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Database, Directory, Json, Log
+from ledgerstream.cli.options import Database, Directory, Json, Log, LogConfig
 from ledgerstream.errors import ConfigError, LedgerStreamError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def explain(
         ),
     ],
     log: Log = None,
+    log_config: LogConfig = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
@@ -52,7 +53,7 @@ def explain(
                 rows = await find_rows(connection, model, key)
                 if not rows:
                     continue
-                async with open_log(log, directory) as client:
+                async with open_log(log, directory, log_config) as client:
                     for topic, mine in (await by_topic(connection, processor, rows)).items():
                         past = await Past.open(processor.over(topic), client, connection)
                         for row in mine:

@@ -41,6 +41,9 @@ class Task:
     partitions: dict[str, list[int]]  # by topic
     until: Literal["end", "restored"] | None
     accept_new_code: bool
+    # how to be let in is read again there: no secret goes from process to process
+    secured: bool = False
+    log_config: str | None = None
 
 
 def shares(partitions: Mapping[str, int], workers: int) -> list[dict[str, list[int]]]:
@@ -172,6 +175,7 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
 
 def fleet_worker() -> None:
     """One worker process of `run --workers`; its task comes on stdin."""
+    from ledgerstream.cli.logconfig import load
     from ledgerstream.cli.session import run_async
     from ledgerstream.client import Client
     from ledgerstream.stream.processor import Processor
@@ -188,7 +192,8 @@ def fleet_worker() -> None:
             print(json.dumps(asdict(progress)), flush=True)
 
     async def work() -> None:
-        async with await Client.connect(task.log) as client:
+        security = load(task.log_config) if task.secured else None
+        async with await Client.connect(task.log, security=security) as client:
             worker = Workers(
                 kind, client, task.database, partitions=task.partitions, until=task.until,
                 accept_new_code=task.accept_new_code, on_progress=tell, say=show.note,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Directory, Encoding, Log, Partitions
+from ledgerstream.cli.options import Directory, Encoding, Log, LogConfig, Partitions
 from ledgerstream.cli.records import check_encoding
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def payments(
     encoding: Encoding = "fixed",
     partitions: Partitions = 1,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Card payments with three kinds of fraud, keyed by customer, after the handbook's simulator.
@@ -55,7 +56,7 @@ def payments(
     simulation = Simulation(customers=customers, terminals=terminals, days=days, seed=seed)
     pieces = with_share(simulation.payments(), days)
     target = Target(topic, Payment, "customer", encoding, partitions)
-    _write(target, pieces, rate, "payment", log, directory)
+    _write(target, pieces, rate, "payment", log, log_config, directory)
 
 
 @app.command()
@@ -71,6 +72,7 @@ def trades(
     encoding: Encoding = "fixed",
     partitions: Partitions = 1,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Trades of a market, some of them late, corrected or cancelled, keyed by symbol.
@@ -82,7 +84,7 @@ def trades(
     market = Market(symbols=symbols, trades_count=count, rate=busy, seed=seed)
     pieces = with_share(market.trades(), -(-count // PIECE_TRADES))
     target = Target(topic, Trade, "symbol", encoding, partitions)
-    _write(target, pieces, rate, "trade", log, directory)
+    _write(target, pieces, rate, "trade", log, log_config, directory)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def _write(
     rate: float | None,
     noun: str,
     log: str | None,
+    log_config: Path | None,
     directory: Path,
 ) -> None:
     from ledgerstream.cli.session import fill, open_log, run_async
@@ -111,7 +114,7 @@ def _write(
         pieces = at_rate(pieces, rate)
 
     async def act() -> int:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             with show.bar("generating", f"{noun}s") as advance:
                 return await fill(
                     client, target.topic, target.event, target.key, target.encoding,

@@ -28,6 +28,17 @@ Log = Annotated[
         show_default=False,
     ),
 ]
+LogConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-config",
+        envvar="LEDGERSTREAM_LOG_CONFIG",
+        metavar="FILE",
+        help="How to be let in at --log, over TLS and by SASL: Kafka's client properties. "
+        "LEDGERSTREAM_LOG_… come before them; `ledgerstream config` lists these.",
+        show_default=False,
+    ),
+]
 Database = Annotated[
     str | None,
     typer.Option(
@@ -75,17 +86,24 @@ Partitions = Annotated[
 DIRECTORY = Path("ledgerstream-data")
 
 
-def where_given(log: str | None, database: str | None, directory: Path) -> str:
+def where_given(
+    log: str | None, database: str | None, directory: Path, log_config: Path | None = None
+) -> str:
     """` --log … --dir …`: what says where log and database are, unless a next command takes it
     from the environment or by default, so that one that is printed finds the same. A password is
     left out."""
     known = [
         ("--log", log, os.environ.get("LEDGERSTREAM_LOG")),
+        ("--log-config", log_config, os.environ.get("LEDGERSTREAM_LOG_CONFIG")),
         ("--database", database, os.environ.get("LEDGERSTREAM_DATABASE")),
         ("--dir", str(directory), os.environ.get("LEDGERSTREAM_DIR", str(DIRECTORY))),
     ]
-    given = [(flag, value) for flag, value, without in known if value not in (None, without)]
-    return "".join(f" {flag} {shlex.quote(_without_password(str(value)))}" for flag, value in given)
+    given = [
+        (flag, str(value))
+        for flag, value, without in known
+        if value is not None and str(value) != without
+    ]
+    return "".join(f" {flag} {shlex.quote(_without_password(value))}" for flag, value in given)
 
 
 def _without_password(text: str) -> str:

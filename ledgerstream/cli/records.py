@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Directory, Encoding, EventName, Key, Log, Partitions
+from ledgerstream.cli.options import Directory, Encoding, EventName, Key, Log, LogConfig, Partitions
 from ledgerstream.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def import_(
     encoding: Encoding = "fixed",
     partitions: Partitions = 1,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Write a file's rows to a topic, in the file's order.
@@ -63,7 +64,7 @@ def import_(
     check_encoding(encoding)
 
     async def act() -> int:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             with show.bar(f"importing {file.name}", "rows") as advance:
                 return await fill(
                     client, topic, kind, key, encoding, partitions, read(file, kind), advance
@@ -87,6 +88,7 @@ def produce(
     ] = None,
     encoding: Encoding = "fixed",
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Write each line of standard input as a record; done when all are durable.
@@ -101,7 +103,7 @@ def produce(
     check_encoding(encoding)
 
     async def act() -> int:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             await find_topic(client, topic)
             if event is None:
                 return await send_lines(client, topic, _lines(), separator)
@@ -134,6 +136,7 @@ def consume(
         bool, typer.Option("--json", help="Each record with partition, offset, time and key.")
     ] = False,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Print a topic's records, one a line.
@@ -158,7 +161,7 @@ def consume(
 
     async def act() -> None:
         left = limit if limit is not None else sys.maxsize
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             async for chunk in chunks(client, topic, start, follow=follow):
                 if kind is None:
                     lines = _raw_lines(chunk, as_json)

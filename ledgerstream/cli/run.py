@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Database, Directory, Json, Log
+from ledgerstream.cli.options import Database, Directory, Json, Log, LogConfig
 
 if TYPE_CHECKING:
     from ledgerstream.stream.processor import Processor
@@ -48,6 +48,7 @@ def run(
         ),
     ] = 1,
     log: Log = None,
+    log_config: LogConfig = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
@@ -76,9 +77,9 @@ def run(
     async def act() -> tuple[Progress, int]:
         with database_url(database, directory) as url:
             if workers > 1:
-                return await _fleet(kind, processor, workers, log, directory, url, until,
-                                    accept_new_code)  # fmt: skip
-            async with open_log(log, directory) as client:
+                return await _fleet(kind, processor, workers, log, log_config, directory, url,
+                                    until, accept_new_code)  # fmt: skip
+            async with open_log(log, directory, log_config) as client:
                 worker = Workers(
                     kind,
                     client,
@@ -105,6 +106,7 @@ async def _fleet(
     place: str,
     workers: int,
     log: str | None,
+    log_config: Path | None,
     directory: Path,
     database: str,
     until: Until | None,
@@ -113,11 +115,12 @@ async def _fleet(
     """Several worker processes; kernels are compiled here, before the first of them starts."""
     from ledgerstream.cli.fleet import Fleet, Task, shares
     from ledgerstream.cli.live import live
-    from ledgerstream.cli.session import connect, log_address
+    from ledgerstream.cli.session import connect, log_address, security_of
     from ledgerstream.stream.warm import warm
 
+    security = security_of(log, log_config)
     async with log_address(log, directory) as address:
-        async with await connect(address) as client:
+        async with await connect(address, security) as client:
             partitions = {
                 topic.name: (await client.topic(topic.name)).partitions for topic in kind.sources
             }
@@ -132,7 +135,16 @@ async def _fleet(
             )
         await asyncio.to_thread(warm, kind, show.note)
         tasks = [
-            Task(place, address, database, share, until, accept_new_code)
+            Task(
+                place,
+                address,
+                database,
+                share,
+                until,
+                accept_new_code,
+                secured=security is not None,
+                log_config=None if log_config is None else str(log_config),
+            )
             for share in shares(partitions, workers)
         ]
         fleet = Fleet(kind.name, tasks, say=show.note)

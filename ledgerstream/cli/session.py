@@ -23,7 +23,7 @@ import uvloop
 
 from ledgerstream.cli import show
 from ledgerstream.cli.show import Advance
-from ledgerstream.client import EARLIEST, LATEST, Client
+from ledgerstream.client import EARLIEST, LATEST, Client, Security
 from ledgerstream.errors import ConfigError, DirectoryInUse, KafkaError, LedgerStreamError
 from ledgerstream.events import Event
 from ledgerstream.limits import LIMITS
@@ -57,14 +57,31 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def open_log(log: str | None, directory: Path) -> AsyncIterator[Client]:
+async def open_log(
+    log: str | None, directory: Path, log_config: Path | None
+) -> AsyncIterator[Client]:
     """A client of the log."""
+    security = security_of(log, log_config)
     async with log_address(log, directory) as address:
-        async with await connect(address) as client:
+        async with await connect(address, security) as client:
             yield client
 
 
-async def connect(address: str) -> Client:
+def security_of(log: str | None, file: Path | None) -> Security | None:
+    """How to be let in at the log that --log names; the one in --dir asks for nothing."""
+    if log is not None:
+        from ledgerstream.cli.logconfig import load
+
+        return load(file)
+    if file is not None:
+        raise ConfigError(
+            f"--log-config {file} says how to be let in, and --log does not say where.",
+            "Give --log (or LEDGERSTREAM_LOG) too.",
+        )
+    return None
+
+
+async def connect(address: str, security: Security | None) -> Client:
     """A client of the log at an address; whoever has to wait for it is told."""
 
     async def tell() -> None:
@@ -74,7 +91,7 @@ async def connect(address: str) -> Client:
 
     telling = asyncio.create_task(tell())
     try:
-        return await Client.connect(address)
+        return await Client.connect(address, security=security)
     finally:
         telling.cancel()
 

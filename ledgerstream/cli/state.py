@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Database, Directory, Json, Log
+from ledgerstream.cli.options import Database, Directory, Json, Log, LogConfig
 
 if TYPE_CHECKING:
     from ledgerstream.stream.processor import Processor
@@ -45,6 +45,7 @@ def show_(
         str | None, typer.Option("--state", help="Of this declared state only.")
     ] = None,
     log: Log = None,
+    log_config: LogConfig = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
@@ -72,7 +73,7 @@ def show_(
         found: dict[str, list[dict[str, Any]]] = {}
         offsets: dict[str, int] = {}
         async with open_database(database, directory) as connection:
-            async with open_log(log, directory) as client:
+            async with open_log(log, directory, log_config) as client:
                 for topic in kind.sources:
                     past = await Past.open(kind.over(topic), client, connection)
                     for partition, names in _places(kind, past, key, only).items():

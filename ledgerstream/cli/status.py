@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Database, Directory, Json, Log
+from ledgerstream.cli.options import Database, Directory, Json, Log, LogConfig
 
 if TYPE_CHECKING:
     from ledgerstream.stream.status import Status
@@ -24,6 +24,7 @@ def status(
         bool, typer.Option("--why", help="Why partitions stopped, and what to type.")
     ] = False,
     log: Log = None,
+    log_config: LogConfig = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
@@ -44,14 +45,14 @@ def status(
     async def look() -> list[Status]:
         async with open_database(database, directory) as connection:
             found = await statuses(connection)
-        ends = await _log_ends(log, directory, {each.topic for each in found})
+        ends = await _log_ends(log, log_config, directory, {each.topic for each in found})
         return [
             replace(each, log_end=ends.get((each.topic, each.partition), each.log_end))
             for each in found
         ]
 
     found = run_async(look())
-    where = options.where_given(log, database, directory)
+    where = options.where_given(log, database, directory, log_config)
     if as_json:
         print(json.dumps([{**asdict(each), "lag": each.lag} for each in found], indent=2))
         return
@@ -67,7 +68,7 @@ def status(
 
 
 async def _log_ends(
-    log: str | None, directory: Path, topics: set[str]
+    log: str | None, log_config: Path | None, directory: Path, topics: set[str]
 ) -> dict[tuple[str, int], int]:
     """(topic, partition) → where the log ends now; nothing of a log that is not there."""
     from ledgerstream.cli.session import open_log
@@ -77,7 +78,7 @@ async def _log_ends(
     ends: dict[tuple[str, int], int] = {}
     if not topics or (log is None and not (directory / "log").exists()):
         return ends
-    async with open_log(log, directory) as client:
+    async with open_log(log, directory, log_config) as client:
         for topic in sorted(topics):
             try:
                 info = await client.topic(topic)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Directory, Json, Log
+from ledgerstream.cli.options import Directory, Json, Log, LogConfig
 from ledgerstream.errors import ConfigError
 from ledgerstream.topicconfig import INT_MAX
 
@@ -30,6 +30,7 @@ def create(
         typer.Option(metavar="KEY=VALUE", help="A topic setting, under Kafka's name. Repeatable."),
     ] = None,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Make a topic.
@@ -42,7 +43,7 @@ def create(
     settings = dict(_setting(each) for each in config or ())
 
     async def act() -> None:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             await client.create_topic(name, partitions=partitions, config=settings)
 
     run_async(act())
@@ -50,7 +51,12 @@ def create(
 
 
 @app.command(name="list")
-def list_(log: Log = None, directory: Directory = options.DIRECTORY, as_json: Json = False) -> None:
+def list_(
+    log: Log = None,
+    log_config: LogConfig = None,
+    directory: Directory = options.DIRECTORY,
+    as_json: Json = False,
+) -> None:
     """List the topics with the number of their records.
 
     Example: [bold]ledgerstream topic list --log 127.0.0.1:9092[/bold]
@@ -58,7 +64,7 @@ def list_(log: Log = None, directory: Directory = options.DIRECTORY, as_json: Js
     from ledgerstream.cli.session import open_log, run_async
 
     async def rows() -> list[dict[str, Any]]:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             found = []
             for name in (topic.name for topic in await client.topics()):
                 partitions = await _partitions(client, name)
@@ -71,7 +77,11 @@ def list_(log: Log = None, directory: Directory = options.DIRECTORY, as_json: Js
 
 @app.command()
 def describe(
-    name: Name, log: Log = None, directory: Directory = options.DIRECTORY, as_json: Json = False
+    name: Name,
+    log: Log = None,
+    log_config: LogConfig = None,
+    directory: Directory = options.DIRECTORY,
+    as_json: Json = False,
 ) -> None:
     """Show a topic's partitions: the offsets that can be read, [first, next).
 
@@ -80,7 +90,7 @@ def describe(
     from ledgerstream.cli.session import open_log, run_async
 
     async def rows() -> tuple[Any, list[dict[str, Any]]]:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             return await client.topic(name), await _partitions(client, name)
 
     info, partitions = run_async(rows())
@@ -97,6 +107,7 @@ def delete(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
 ) -> None:
     """Delete a topic and its records. This cannot be undone, so it asks first.
@@ -106,7 +117,7 @@ def delete(
     from ledgerstream.cli.session import open_log, run_async
 
     async def act() -> bool:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             partitions = await _partitions(client, name)
             records = sum(row["next_offset"] - row["first_offset"] for row in partitions)
             if not yes and not _agreed(f"Delete topic {name!r} and its {records:,} offsets?"):

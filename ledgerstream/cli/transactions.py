@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Directory, Json, Log
+from ledgerstream.cli.options import Directory, Json, Log, LogConfig
 from ledgerstream.limits import LIMITS
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def list_(
         typer.Option(metavar="MINUTES", min=0, help="Only those begun longer ago than this."),
     ] = None,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def list_(
     from ledgerstream.client.operator import Transactions
 
     async def rows() -> list[dict[str, Any]]:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             found = await Transactions(client.cluster).all(
                 states=tuple(state or ()),
                 open_ms=-1 if open_for is None else int(open_for * 60_000),
@@ -66,7 +67,11 @@ def list_(
 
 @app.command()
 def describe(
-    txn_id: Id, log: Log = None, directory: Directory = options.DIRECTORY, as_json: Json = False
+    txn_id: Id,
+    log: Log = None,
+    log_config: LogConfig = None,
+    directory: Directory = options.DIRECTORY,
+    as_json: Json = False,
 ) -> None:
     """Show a transactional id: its producer, state, and the partitions of an open transaction.
 
@@ -76,7 +81,7 @@ def describe(
     from ledgerstream.client.operator import Transactions
 
     async def row() -> dict[str, Any]:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             found = await Transactions(client.cluster).describe(txn_id)
         timeout = "none: two phases" if found.timeout_ms == 2**31 - 1 else found.timeout_ms
         return {
@@ -93,7 +98,12 @@ def describe(
 
 
 @app.command()
-def abort(txn_id: Id, log: Log = None, directory: Directory = options.DIRECTORY) -> None:
+def abort(
+    txn_id: Id,
+    log: Log = None,
+    log_config: LogConfig = None,
+    directory: Directory = options.DIRECTORY,
+) -> None:
     """Abort what is open under an id, also what was prepared and waits for its decision.
 
     Example: [bold]ledgerstream transactions abort payments-writer[/bold]
@@ -104,7 +114,7 @@ def abort(txn_id: Id, log: Log = None, directory: Directory = options.DIRECTORY)
     from ledgerstream.client.operator import Transactions
 
     async def act() -> bool:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             return await Transactions(client.cluster).abort(txn_id)
 
     was_open = run_async(act())
@@ -117,6 +127,7 @@ def find_hanging(
     older: Older = MINUTES,
     abort: Annotated[bool, typer.Option("--abort", help="End what is found.")] = False,
     log: Log = None,
+    log_config: LogConfig = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
 ) -> None:
@@ -128,7 +139,7 @@ def find_hanging(
     from ledgerstream.client.operator import Transactions
 
     async def rows() -> list[Hanging]:
-        async with open_log(log, directory) as client:
+        async with open_log(log, directory, log_config) as client:
             transactions = Transactions(client.cluster)
             now_ms = time.time_ns() // 1_000_000
             found = await transactions.find_hanging(now_ms, int(older * 60_000))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledgerstream.cli import options, show
-from ledgerstream.cli.options import Database, Directory, Json, Log
+from ledgerstream.cli.options import Database, Directory, Json, Log, LogConfig
 
 if TYPE_CHECKING:
     from ledgerstream.stream.verify import Verified
@@ -28,6 +28,7 @@ def verify(
         typer.Option("--seed", min=0, help="Of the splits; without it, another each time."),
     ] = None,
     log: Log = None,
+    log_config: LogConfig = None,
     database: Database = None,
     directory: Directory = options.DIRECTORY,
     as_json: Json = False,
@@ -51,7 +52,7 @@ def verify(
 
     async def act() -> list[Verified]:
         with database_url(database, directory) as url, show.bar("verifying", "events") as advance:
-            async with open_log(log, directory) as client:
+            async with open_log(log, directory, log_config) as client:
                 return [
                     await verify(
                         kind.over(topic), client, url, splits=splits, seed=chosen, advance=advance

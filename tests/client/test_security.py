@@ -22,6 +22,7 @@ from confluent_kafka.admin import (
     UserScramCredentialDeletion,
     UserScramCredentialUpsertion,
 )
+from pydantic import SecretStr
 
 import ledgerstream
 from ledgerstream.broker.embedded import Broker
@@ -218,6 +219,21 @@ async def test_who_is_shut_out_meanwhile_learns_it_once(
         await asyncio.sleep(1)
         assert proofs.total() == refusals
         assert refusals < 12
+
+
+# -- settings are Kafka's
+
+
+async def test_librdkafka_takes_the_same_settings(
+    secured_kafka: ApacheKafka, certificates: Certificates
+) -> None:
+    security = sasl(certificates, "SCRAM-SHA-512")
+    same = {"bootstrap.servers": secured_kafka.at["SASL_SSL"]}
+    for name in security.model_fields_set:
+        value = getattr(security, name)
+        plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        same[name.replace("_", ".")] = plain
+    assert AdminClient(same).list_topics(timeout=10).brokers
 
 
 # -- no way in, in words
