@@ -25,7 +25,7 @@ from ledgerstream.wire.batches import HEADER_BYTES, Buffer, NewRecord
 if TYPE_CHECKING:
     import numpy as np
 
-    from ledgerstream.wire.columns import RowCodec
+    from ledgerstream.wire.columns import RowCodec, RowHeader
 
 RECORD_OVERHEAD_BYTES = 70  # a header's and a record's lengths and deltas, at their longest
 
@@ -113,8 +113,19 @@ class Producer:
             done = self._gather((topic, partition), record, size)
         return await done
 
-    async def write(self, topic: str, rows: np.ndarray, codec: RowCodec) -> int:
+    async def write(
+        self,
+        topic: str,
+        rows: np.ndarray,
+        codec: RowCodec,
+        *,
+        stamps: np.ndarray | None = None,
+        header: RowHeader | None = None,
+    ) -> int:
         """All rows, in order within each partition; returns how many, once all are durable.
+
+        stamps:  int64[n] ms; without it the rows' event time, or the time as it is now.
+        header:  a record header for each row.
 
         Rows go to the partition that murmur2 of their key names, as Java's do; without a key, to
         all partitions in turn, a batch each. If it fails or is cancelled, some rows may be in the
@@ -136,20 +147,25 @@ class Producer:
         row_bytes = codec.dtype.itemsize + 64
         for partition, places in order:
             mine = rows if places is None else rows[places]
+            own_stamps = stamps if places is None or stamps is None else stamps[places]
+            own_header = header if places is None or header is None else header[places]
             at = 0
             while at < len(mine):
                 await self._wait_room(stint)
                 now_ms = time.time_ns() // 1_000_000
-                part = mine[at : at + max(1, bytes_max // row_bytes)]
-                body = codec.encode(part, now_ms)
+                some = slice(at, at + max(1, bytes_max // row_bytes))
+                part = mine[some]
+                times = codec.timestamps(part, now_ms) if own_stamps is None else own_stamps[some]
+                body = codec.encode(
+                    part, now_ms, times, None if own_header is None else own_header[some]
+                )
                 if len(body) > bytes_max and len(part) > 1:
                     row_bytes = len(body) // len(part) * 9 // 8 + 1  # fewer rows to a batch
                     continue
                 at += len(part)
-                stamps = codec.timestamps(part, now_ms)
                 chosen = self._choose(known, None) if partition is None else partition
                 lane = self._sender.lane(topic, chosen)
-                span = int(stamps[0]), int(stamps.max())
+                span = int(times[0]), int(times.max())
                 dones.append(self._enqueue(lane, body.data, len(part), *span))
                 await asyncio.sleep(0)  # the sender sends while the next batch is encoded
         if dones:

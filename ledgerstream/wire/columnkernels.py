@@ -215,11 +215,13 @@ def _varint_size(value: int) -> int:
 @_njit
 def write_records(
     flat: np.ndarray, width: int, prefix: np.ndarray, keys: np.ndarray, key_width: int,
-    key_sizes: np.ndarray, stamps: np.ndarray, out: np.ndarray,
+    key_sizes: np.ndarray, stamps: np.ndarray, headers: np.ndarray, headers_width: int,
+    out: np.ndarray,
 ) -> int:  # fmt: skip
-    """Write each row as a record without headers; how many bytes that took.
+    """Write each row as a record; how many bytes that took.
 
-    `flat` uint8[n * width], `keys` uint8[n * key_width].
+    `flat` uint8[n * width], `keys` uint8[n * key_width]; `headers` uint8[n * headers_width]: each
+    record's headers as they stand on the wire, their count in front.
     """
     at = 0
     value_size = width + 8
@@ -228,7 +230,7 @@ def write_records(
         key_size = key_sizes[i]
         size = (
             1 + _varint_size(delta_time) + _varint_size(i) + _varint_size(key_size)
-            + max(key_size, 0) + _varint_size(value_size) + value_size + 1
+            + max(key_size, 0) + _varint_size(value_size) + value_size + headers_width
         )  # fmt: skip
         at = _put_varint(out, at, size)
         out[at] = 0
@@ -242,8 +244,8 @@ def write_records(
         _copy(out, at, prefix, 0, 8)
         _copy(out, at + 8, flat, i * width, width)
         at += 8 + width
-        out[at] = 0
-        at += 1
+        _copy(out, at, headers, i * headers_width, headers_width)
+        at += headers_width
     return at
 
 

@@ -69,6 +69,30 @@ class Decoded:
         return len(self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class RowHeader:
+    """A record header that each of some rows has: its name, and `values` uint8[n, size]."""
+
+    name: str
+    values: np.ndarray
+
+    def __getitem__(self, which: Any) -> RowHeader:
+        return RowHeader(self.name, self.values[which])
+
+    def written(self) -> np.ndarray:
+        """uint8[n, width]: each record's headers as they go onto the wire, their count in front."""
+        front = bytearray()
+        name = self.name.encode()
+        batches.write_varint(front, 1)
+        batches.write_varint(front, len(name))
+        front += name
+        batches.write_varint(front, self.values.shape[1])
+        out = np.empty((len(self.values), len(front) + self.values.shape[1]), np.uint8)
+        out[:, : len(front)] = np.frombuffer(front, np.uint8)
+        out[:, len(front) :] = self.values
+        return out
+
+
 class RowCodec:
     """Events of one type in one encoding, keyed by one of its columns or by none.
 
@@ -239,31 +263,45 @@ class RowCodec:
             return np.full(len(rows), now_ms, np.int64)
         return np.asarray(rows[time] // 1_000_000, np.int64)
 
-    def encode(self, rows: np.ndarray, now_ms: int) -> np.ndarray:
+    def encode(
+        self,
+        rows: np.ndarray,
+        now_ms: int,
+        stamps: np.ndarray | None = None,
+        header: RowHeader | None = None,
+    ) -> np.ndarray:
         """The body of one uncompressed batch of these rows, in order: uint8[bytes].
 
-        Base timestamp is `timestamps(rows, now_ms)[0]`. Rows of `json` are written by `JsonRows`.
+        stamps:  int64[n] ms; without it `timestamps(rows, now_ms)`.
+        header:  one record header for each row.
+
+        Base timestamp is the first of `stamps`. Rows of `json` are written by `JsonRows`.
         """
         keys, key_sizes = self.keys(rows)
-        stamps = self.timestamps(rows, now_ms)
+        stamps = self.timestamps(rows, now_ms) if stamps is None else stamps
         if self.encoding == "json":
             from ledgerstream.wire.jsonrows import JsonRows
 
             texts = JsonRows(self.event).encode(rows)
             items = [
                 batches.NewRecord(
-                    None if size < 0 else keys[i, :size].tobytes(), texts[i], int(stamps[i])
+                    None if size < 0 else keys[i, :size].tobytes(),
+                    texts[i],
+                    int(stamps[i]),
+                    () if header is None else ((header.name, header.values[i].tobytes()),),
                 )
                 for i, size in enumerate(key_sizes)
             ]
             return np.frombuffer(batches.encode_records(items), np.uint8)
         rows = np.ascontiguousarray(rows, self.dtype)
         prefix = np.frombuffer(self.event.layouts()[-1].prefix, np.uint8)
-        most = keys.shape[1] + 8 + self.dtype.itemsize + RECORD_OVERHEAD_MAX
+        headers = np.zeros((len(rows), 1), np.uint8) if header is None else header.written()
+        width = headers.shape[1]
+        most = keys.shape[1] + 8 + self.dtype.itemsize + width + RECORD_OVERHEAD_MAX
         out = np.empty(len(rows) * most, np.uint8)
         size = write_records(
             rows.view(np.uint8), self.dtype.itemsize, prefix, keys.reshape(-1), keys.shape[1],
-            key_sizes, stamps, out,
+            key_sizes, stamps, headers.reshape(-1), width, out,
         )  # fmt: skip
         return out[:size]
 

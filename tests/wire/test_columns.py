@@ -52,6 +52,21 @@ def batch(codec: RowCodec, some: np.ndarray, base: int = 0, compression: int = 0
 KEYS = [(None, None), ("number", "int64"), ("number", "text"), ("name", "text")]
 
 
+@pytest.mark.parametrize("encoding", ["fixed", "json"])
+def test_rows_are_written_with_times_and_a_header_of_ones_own(encoding: str) -> None:
+    codec = RowCodec(New, "number", encoding)  # type: ignore[arg-type]
+    some, stamps = rows(5), np.array([5, 3, 9, 2, 7])
+    header = RowHeader("from", np.arange(15, dtype=np.uint8).reshape(5, 3))
+    body = codec.encode(some, 0, stamps, header).tobytes()
+    data = batches.seal_batch(body, count=5, base_timestamp=5, max_timestamp=9)
+    found = list(batches.records(data, 0))
+    assert [record.timestamp for record in found] == stamps.tolist()
+    assert [record.headers for record in found] == [
+        (("from", bytes(range(at, at + 3))),) for at in range(0, 15, 3)
+    ]
+    assert (codec.decode(data).rows == some).all()
+
+
 @pytest.mark.parametrize("compression", range(5))
 @pytest.mark.parametrize(("key", "form"), KEYS)
 @pytest.mark.parametrize("encoding", ["fixed", "json"])
