@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,7 @@ from ledgerstream.errors import ConfigError, LedgerStreamError, StoppedPartition
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.newest import newest
+from ledgerstream.stream.outputs import Events, Sends, joined_sends, sent
 from ledgerstream.stream.pgcopy import encode
 from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.single import EventFault
@@ -79,6 +80,7 @@ class Piece:
     """What one step of one partition does to the world, to be committed whole.
 
     copies: for each table the bytes of its rows (without COPY's header) and their number.
+    sends:  for each output topic its events.
     digest: of the state after it, 16 bytes.
     inputs: what it was made from, one frame of state each.
     watermark: of its windows after it, as `State.watermark`.
@@ -95,6 +97,7 @@ class Piece:
     inputs: Sequence[Input]
     watermark: int | None = None
     compute_s: float = 0.0
+    sends: Mapping[Topic, Sends] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -102,8 +105,9 @@ class Piece:
 
     @property
     def bytes(self) -> int:
-        """Of what would be copied."""
-        return sum(len(part) for parts, _ in self.copies.values() for part in parts)
+        """Of what would be copied, and sent."""
+        copied = sum(len(part) for parts, _ in self.copies.values() for part in parts)
+        return copied + sum(sends.bytes for sends in self.sends.values())
 
 
 def join(pieces: Sequence[Piece]) -> Piece:
@@ -130,6 +134,7 @@ def join(pieces: Sequence[Piece]) -> Piece:
         [given for piece in pieces for given in piece.inputs],
         pieces[-1].watermark,
         sum(piece.compute_s for piece in pieces),
+        joined_sends([piece.sends for piece in pieces]),
     )
 
 
@@ -152,6 +157,7 @@ class Machine:
     """A processor on one partition: its state, and the step that moves it.
 
     topic_number:  the topic id's number in `ls_topics`, which result rows carry.
+    muted_below:   events below it have sent what they send: only their rows are made.
     """
 
     def __init__(
@@ -161,6 +167,7 @@ class Machine:
         self.partition = partition
         self.topic_number = topic_number
         self.state = State(processor.states) if state is None else state
+        self.muted_below = 0
         self.position = 0  # the state is that after all events below it
         self._starts: deque[int] = deque()  # of the steps that are not settled
 
@@ -168,26 +175,26 @@ class Machine:
     def source(self) -> Topic:
         return self.processor.source
 
-    def step(self, given: Input, *, outputs: bool = True) -> Piece:
+    def step(self, given: Input, *, outputs: bool = True, tables: bool = True) -> Piece:
         """Process [start, stop) and open one frame of state.
 
-        `outputs=False` (replay) encodes nothing. Events that `process` or the encoding refuses
-        become dead letters, exactly those; where there are many, the step is made of smaller ones,
-        each an input of the piece with a frame of its own. Raises StoppedPartition where the
-        processor itself is at fault; no frame is open then.
+        `outputs=False` (replay) encodes nothing, `tables=False` only what is sent. Events that
+        `process` or the encoding refuses become dead letters, exactly those; where there are many,
+        the step is made of smaller ones, each an input of the piece with a frame of its own. Raises
+        StoppedPartition where the processor itself is at fault; no frame is open then.
         """
         work = given
         refused = 0
         while True:
             self.state.begin(len(work.batch))
             try:
-                copies = self._process(work.batch, outputs)
+                copies, sends = self._process(work.batch, outputs, tables)
                 break
             except BadEvents as error:
                 self.state.rollback()
                 refused += 1
                 if refused == REFUSALS_MAX and len(given.batch) > SPLIT_EVENTS_MIN:
-                    return self._step_apart(given, outputs)
+                    return self._step_apart(given, outputs, tables)
                 work = work.without(error.offsets, str(error.args[0]))
             except BaseException as error:
                 self.state.rollback()
@@ -207,14 +214,15 @@ class Machine:
             self.state.digest(),
             [given],
             self.state.watermark(),
+            sends=sends,
         )
 
-    def _step_apart(self, given: Input, outputs: bool) -> Piece:
+    def _step_apart(self, given: Input, outputs: bool, tables: bool) -> Piece:
         """In two halves: each refusal costs another run over all events of its step."""
         early, late = given.split()
-        first = self.step(early, outputs=outputs)
+        first = self.step(early, outputs=outputs, tables=tables)
         try:
-            return join([first, self.step(late, outputs=outputs)])
+            return join([first, self.step(late, outputs=outputs, tables=tables)])
         except BaseException:
             for _ in first.inputs:
                 self.rollback()
@@ -231,20 +239,24 @@ class Machine:
         self.position = self._starts.pop()
 
     def _process(
-        self, batch: Batch, outputs: bool
-    ) -> Mapping[type[Table], tuple[Sequence[bytes], int]]:
-        if len(batch) == 0:
-            return {}
+        self, batch: Batch, outputs: bool, tables: bool
+    ) -> tuple[Mapping[type[Table], tuple[Sequence[bytes], int]], Mapping[Topic, Sends]]:
         copies: dict[type[Table], tuple[list[bytes], int]] = {}
-        for segment in self.state.segments(batch):
+        sends: list[Mapping[Topic, Sends]] = []
+        for segment in self.state.segments(batch) if len(batch) else ():
             result = self.processor.process(segment, self.state)
             if not outputs:
                 continue
-            for table, parts in by_table(self.processor, result).items():
+            rows_of, events_of = gathered(self.processor, result)
+            for table, parts in rows_of.items() if tables else ():
                 encoded, count = encode(parts, segment, self.topic_number, self.partition)
                 before, rows = copies.get(table, ([], 0))
                 copies[table] = [*before, *encoded], rows + count
-        return copies
+            sends.append({
+                topic: sent(some, segment, self.topic_number, self.partition, self.muted_below)
+                for topic, some in events_of.items()
+            })  # fmt: skip
+        return copies, {topic: some for topic, some in joined_sends(sends).items() if len(some)}
 
     def _at_fault(self, work: Input, error: Exception) -> StoppedPartition:
         name = self.processor.name
@@ -263,18 +275,31 @@ class Machine:
         )
 
 
-def by_table(processor: Processor, result: object) -> dict[type[Table], list[Rows]]:
-    """What `process` returned, gathered by table in the order of first mention."""
+def gathered(
+    processor: Processor, result: object
+) -> tuple[dict[type[Table], list[Rows]], dict[Topic, list[Events]]]:
+    """What `process` returned, by table and by topic, in the order of first mention."""
     parts = [] if result is None else result if isinstance(result, list) else [result]
-    gathered: dict[type[Table], list[Rows]] = {}
-    for rows in parts:
-        if not isinstance(rows, Rows):
+    rows_of: dict[type[Table], list[Rows]] = {}
+    events_of: dict[Topic, list[Events]] = {}
+    for part in parts:
+        if isinstance(part, Rows):
+            rows_of.setdefault(part.table, []).append(part)
+        elif isinstance(part, Events):
+            if part.topic not in processor.outputs:
+                raise ConfigError(
+                    f"{processor.name}.process emits to {part.topic.name!r}, which is none of its "
+                    "outputs.",
+                    "Name the topic in the class: outputs = (…,).",
+                )
+            events_of.setdefault(part.topic, []).append(part)
+        else:
             raise ConfigError(
-                f"{processor.name}.process returned {type(rows).__name__}.",
-                "Return Rows (as Alert.rows(…) makes them), a list of them, or None.",
+                f"{processor.name}.process returned {type(part).__name__}.",
+                "Return Rows (as Alert.rows(…) makes them), Events (as a topic's emit(…) does), a "
+                "list of them, or None.",
             )
-        gathered.setdefault(rows.table, []).append(rows)
-    return gathered
+    return rows_of, events_of
 
 
 def clip(payload: bytes | None) -> bytes | None:

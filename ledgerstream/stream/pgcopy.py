@@ -68,7 +68,7 @@ def encode(
     """
     table = parts[0].table
     fields = []
-    for rows, n in zip(parts, ordinals(list(parts)), strict=True):
+    for rows, n in zip(parts, ordinals([part.event for part in parts]), strict=True):
         if rows.every and len(rows) != len(batch):
             raise ConfigError(
                 f"{table.__name__}.upsert: {len(rows)} rows were given for {len(batch)} events.",

@@ -26,6 +26,7 @@ from ledgerstream.events import Column, Event
 from ledgerstream.stream import single
 from ledgerstream.stream.batch import RESERVED, Batch
 from ledgerstream.stream.durations import duration_ns
+from ledgerstream.stream.outputs import Events, emitted
 from ledgerstream.stream.state import ArenaSpec, Declaration, Key, KeyedSpec, Spec, State
 from ledgerstream.stream.tables import Row, Rows, Table
 
@@ -75,6 +76,26 @@ class Topic:
     def time_column(self) -> str | None:
         """The event-time column, or None where the event has no one Timestamp."""
         return self.time or self.event.time_column()
+
+    def emit(
+        self,
+        batch: Batch,
+        *,
+        where: np.ndarray | None = None,
+        of: np.ndarray | None = None,
+        **columns: Any,
+    ) -> Events:
+        """Events for this topic, one of the processor's `outputs`: `flagged.emit(batch, …)`.
+
+        `where`, `of` and `columns` are as in `Table.rows`; optional fields that are neither given
+        nor in the batch have their defaults. Raises ConfigError as there; events whose values do
+        not fit become dead letters.
+        """
+        return emitted(self, batch, where, of, columns)
+
+    def one(self, **values: Any) -> Row:
+        """An event for this topic, in `on_event`: `flagged.one(score=3)`. As `Table.row`."""
+        return Row(self, values)
 
     def column(self, name: str, role: str) -> Column:
         """The event's column of that name; ConfigError names what there is instead."""
@@ -236,6 +257,7 @@ class Processor:
               its own, as if there were a processor for each.
     name:     what its progress, results and snapshots are stored under (the class's name).
     version:  of its rules, recorded with every step.
+    outputs:  topics that `process` emits events to, in one atomic step with its rows.
     results:  the result tables, so that they exist before the first row (optional: a table is
               created when it is first met).
 
@@ -247,6 +269,7 @@ class Processor:
     version: ClassVar[str] = "1"
     source: ClassVar[Topic]  # of several the first
     sources: ClassVar[Sequence[Topic]]
+    outputs: ClassVar[Sequence[Topic]] = ()
     results: ClassVar[Sequence[type[Table]]] = ()
 
     states: ClassVar[Mapping[str, Spec]] = {}
@@ -267,6 +290,7 @@ class Processor:
             cls.source = cls.sources[0]
         if not hasattr(cls, "source"):  # a base of one's own
             return
+        cls.outputs = _outputs(cls)
         cls._choose_style()
         declared = {
             name: value
@@ -299,7 +323,9 @@ class Processor:
             "Define it, or on_event(self, event, state) to see one event at a time.",
         )
 
-    def process(self, batch: Batch, state: State, /) -> Rows | list[Rows] | None:
+    def process(
+        self, batch: Batch, state: State, /
+    ) -> Rows | Events | list[Rows] | list[Events] | list[Rows | Events] | None:
         """Results of a batch: events of one partition in offset order."""
         return single.run(self, batch, state)
 
@@ -369,6 +395,22 @@ def _sources(name: str, given: object) -> tuple[Topic, ...]:
     if len({topic.name for topic in topics}) < len(topics):
         raise ConfigError(f"{name}.sources names a topic twice.")
     return tuple(topics)
+
+
+def _outputs(processor: type[Processor]) -> tuple[Topic, ...]:
+    """The topics that `outputs` names. Raises ConfigError."""
+    given = processor.outputs
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, Topic) for each in given):
+        raise ConfigError(f"{processor.__name__}.outputs must be a list of topics.")
+    names = [topic.name for topic in given]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{processor.__name__}.outputs names a topic twice.")
+    own = {topic.name for topic in processor.sources} & set(names)
+    if own:
+        raise ConfigError(
+            f"{processor.__name__} emits to {min(own)!r}, which it reads: it would never end."
+        )
+    return tuple(given)
 
 
 def check_processor(given: object, where: str) -> None:

@@ -32,7 +32,8 @@ from ledgerstream.stream.state import ArenaSpec, BadEvents, KeyedSpec, State
 from ledgerstream.stream.tables import Row, Rows, Table
 
 if TYPE_CHECKING:
-    from ledgerstream.stream.processor import Processor
+    from ledgerstream.stream.outputs import Events
+    from ledgerstream.stream.processor import Processor, Topic
 
 
 class EventFault(Exception):
@@ -68,7 +69,7 @@ def check(where: str, states: Mapping[str, object]) -> None:
             )
 
 
-def run(processor: Processor, batch: Batch, state: State) -> list[Rows]:
+def run(processor: Processor, batch: Batch, state: State) -> list[Rows | Events]:
     """`process` by way of `on_event`.
 
     Raises BadEvents for an event whose values do not fit a column, EventFault where `on_event`
@@ -99,10 +100,10 @@ def _begin_again(batch: Batch, state: State) -> None:
     state.begin(len(batch))
 
 
-def _run(processor: Processor, batch: Batch, state: State, *, ahead: bool) -> list[Rows]:
+def _run(processor: Processor, batch: Batch, state: State, *, ahead: bool) -> list[Rows | Events]:
     view = _View(processor, batch, state, ahead)
     on_event = processor.on_event
-    found: dict[type[Table], tuple[list[int], list[Mapping[str, Any]]]] = {}
+    found: dict[type[Table] | Topic, tuple[list[int], list[Mapping[str, Any]]]] = {}
     at = 0
     try:
         for at, event in enumerate(light(batch)):
@@ -119,7 +120,10 @@ def _run(processor: Processor, batch: Batch, state: State, *, ahead: bool) -> li
     except Exception as error:
         raise EventFault(int(batch.offset[at])) from error
     view.settle(len(batch))
-    return [_rows(table, batch, which, rows) for table, (which, rows) in found.items()]
+    return [
+        _rows(of, batch, which, rows) if isinstance(of, type) else _events(of, batch, which, rows)
+        for of, (which, rows) in found.items()
+    ]
 
 
 def _several(processor: Processor, result: object) -> Sequence[Row]:
@@ -127,7 +131,8 @@ def _several(processor: Processor, result: object) -> Sequence[Row]:
         return result
     raise ConfigError(
         f"{processor.name}.on_event returned {type(result).__name__}.",
-        "Return a row (as Alert.row(…) makes it), a list of them, or None.",
+        "Return a row (as Alert.row(…) makes it), an event (as a topic's one(…) does), a list of "
+        "them, or None.",
     )
 
 
@@ -349,6 +354,30 @@ def _may_exceed(array: np.ndarray, dtype: np.dtype) -> bool:
 def _rows(
     table: type[Table], batch: Batch, which: list[int], rows: list[Mapping[str, Any]]
 ) -> Rows:
+    of = np.array(which, np.int64)
+    columns = {
+        name: _result_column(f"{table.__name__}.{name}", values, batch.offset[of])
+        for name, values in _given(f"{table.__name__}.row", batch, which, rows).items()
+    }
+    make = table.upsert if table.key_columns() else table.rows
+    return make(batch, of=of, **columns)
+
+
+def _events(topic: Topic, batch: Batch, which: list[int], rows: list[Mapping[str, Any]]) -> Events:
+    of = np.array(which, np.int64)
+    kinds = topic.event.columns()
+    columns = {}
+    for name, values in _given(f"{topic.name}.one", batch, which, rows).items():
+        if name in kinds and kinds[name].kind in ("enum", "text"):
+            values = [kinds[name].store(value) for value in values]
+        columns[name] = _result_column(f"{topic.name}.{name}", values, batch.offset[of])
+    return topic.emit(batch, of=of, **columns)
+
+
+def _given(
+    call: str, batch: Batch, which: list[int], rows: list[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """By column, a value for each row: where only some were given one, the event's of that name."""
     given = rows[0].keys()
     if any(row.keys() != given for row in rows):
         given = dict.fromkeys(name for row in rows for name in row).keys()
@@ -356,20 +385,17 @@ def _rows(
             own = batch[name]
             rows = [row if name in row else {**row, name: own[at].item()}
                     for row, at in zip(rows, which, strict=True)]  # fmt: skip
-    of = np.array(which, np.int64)
     columns = {}
     for name in given:
         try:
-            values = [row[name] for row in rows]
+            columns[name] = [row[name] for row in rows]
         except KeyError:
             raise ConfigError(
-                f"{table.__name__}.row: {name} is given in some rows and not in others, and is no "
-                f"field of {batch.source.event.__name__}.",
-                f"Give it in each: {table.__name__}.row({name}=…).",
+                f"{call}: {name} is given in some rows and not in others, and is no field of "
+                f"{batch.source.event.__name__}.",
+                f"Give it in each: {call}({name}=…).",
             ) from None
-        columns[name] = _result_column(f"{table.__name__}.{name}", values, batch.offset[of])
-    make = table.upsert if table.key_columns() else table.rows
-    return make(batch, of=of, **columns)
+    return columns
 
 
 def _result_column(where: str, values: list[Any], offset: np.ndarray) -> np.ndarray:

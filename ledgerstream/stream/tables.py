@@ -26,9 +26,9 @@ speed: the fence of the step makes them unique.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_type_hints
 
 import numpy as np
 from sqlalchemy import BigInteger, Boolean, Double, Integer, SmallInteger, Text
@@ -40,6 +40,9 @@ from ledgerstream import events
 from ledgerstream.errors import ConfigError
 from ledgerstream.events import Timestamp
 from ledgerstream.stream.batch import Batch
+
+if TYPE_CHECKING:
+    from ledgerstream.stream.processor import Topic
 
 ORIGIN = ("ls_offset", "ls_topic_id", "ls_partition", "ls_n")
 
@@ -65,9 +68,9 @@ class Rows:
 
 
 class Row(NamedTuple):
-    """One row for `on_event` to return: the values that `Table.row` was given."""
+    """One row, or one event for a topic, for `on_event` to return: the values that were given."""
 
-    table: type[Table]
+    table: type[Table] | Topic
     values: Mapping[str, Any]
 
 
@@ -216,24 +219,8 @@ class Table(DeclarativeBase):
         of: np.ndarray | None,
         columns: Mapping[str, Any],
     ) -> Rows:
-        n = len(batch)
         cls._check_names(columns)
-        if of is not None:
-            event = np.ascontiguousarray(of, np.int64)
-            if where is not None:
-                raise ConfigError(f"{cls.__name__}.{call}: give where or of, not both.")
-            if len(event) and (event[0] < 0 or event[-1] >= n or (np.diff(event) < 0).any()):
-                raise ConfigError(f"{cls.__name__}.{call}: `of` must ascend within the batch.")
-        elif where is not None:
-            mask = np.asarray(where)
-            if mask.shape != (n,) or mask.dtype != np.bool_:
-                raise ConfigError(
-                    f"{cls.__name__}.{call}: where has shape {mask.shape} of {mask.dtype}; "
-                    f"it must be bool[{n}], one for each event."
-                )
-            event = np.flatnonzero(mask)
-        else:
-            event = np.arange(n)
+        event = which_events(f"{cls.__name__}.{call}", len(batch), where, of)
         return Rows(cls, cls._filled(call, batch, event, columns, where, of), event)
 
     @classmethod
@@ -291,13 +278,36 @@ def timestamps(table: type[Table]) -> list[str]:
     return [name for name in table.result_columns() if hints.get(name) == Mapped[Timestamp]]
 
 
-def ordinals(parts: list[Rows]) -> list[np.ndarray]:
-    """`ls_n` of each part of one table: how many rows its event had in it before. int64[n] each."""
+def which_events(
+    call: str, count: int, where: np.ndarray | None, of: np.ndarray | None
+) -> np.ndarray:
+    """int64, ascending: the events of a batch of `count` that `where` or `of` chooses; all without
+    either. Raises ConfigError, which names the `call`."""
+    if of is not None:
+        event = np.ascontiguousarray(of, np.int64)
+        if where is not None:
+            raise ConfigError(f"{call}: give where or of, not both.")
+        if len(event) and (event[0] < 0 or event[-1] >= count or (np.diff(event) < 0).any()):
+            raise ConfigError(f"{call}: `of` must ascend within the batch.")
+        return event
+    if where is None:
+        return np.arange(count)
+    mask = np.asarray(where)
+    if mask.shape != (count,) or mask.dtype != np.bool_:
+        raise ConfigError(
+            f"{call}: where has shape {mask.shape} of {mask.dtype}; it must be bool[{count}], one "
+            "for each event."
+        )
+    return np.flatnonzero(mask)
+
+
+def ordinals(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`ls_n` of each part of one table, given the events of its rows: how many rows its event had
+    in it before. int64[n] each."""
     several = len(parts) > 1
     base: dict[int, int] | None = {} if several else None
     result = []
-    for rows in parts:
-        event = rows.event
+    for event in parts:
         starts = np.searchsorted(event, event, side="left")
         n = np.arange(len(event)) - starts
         if base is not None:

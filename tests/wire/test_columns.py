@@ -12,7 +12,7 @@ from ledgerstream.events import Int16
 from ledgerstream.money import EUR
 from ledgerstream.wire import batches
 from ledgerstream.wire.batches import NewRecord
-from ledgerstream.wire.columns import Decoded, RowCodec, murmur2, partition_order
+from ledgerstream.wire.columns import Decoded, RowCodec, RowHeader, murmur2, partition_order
 
 
 class Old(Event):
