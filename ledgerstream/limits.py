@@ -156,6 +156,8 @@ class Limits:
     postgres_idle_ms_max: int = 30_000  # in a transaction whose client is gone
     copy_chunk_bytes: int = 512 * KIB  # of one message of a COPY
     worker_deaths_max: int = 10  # in a row, each without a commit, before a worker is given up
+    witness_wait_ms: int = 5_000  # for what is open in the witness's way; then it is aborted
+    witness_age_ms_max: int = 43_200_000  # it is written anew: a log forgets it after a week
     claim_look_ms: int = 1_000  # between two looks whether another worker has our claims
     watch_ms: int = 1_000  # what a worker sees is written down at most so often
     audit_merge_steps: int = 256  # the audit is merged every so many steps

@@ -175,21 +175,29 @@ class Local:
         until: Literal["end"] | None,
         on_progress: Callable[[Progress], None],
     ) -> Workers:
+        for output in processor.outputs:  # as many partitions as what they are made from
+            await self._have(
+                output.name, (await self._client.topic(processor.source.name)).partitions
+            )
         return Workers(processor, self._client, self.database, until=until, on_progress=on_progress)
 
     async def _verify(self, processor: type[Processor], splits: int, seed: int) -> Verified:
         return await verify(processor, self._client, self.database, splits=splits, seed=seed)
 
     async def _write(self, topic: Topic, frame: pd.DataFrame | np.ndarray, partitions: int) -> int:
-        try:
-            await self._client.topic(topic.name)
-        except KafkaError as error:
-            if error.code != UNKNOWN_TOPIC:
-                raise
-            await self._client.create_topic(topic.name, partitions=partitions)
+        await self._have(topic.name, partitions)
         return await self._client.write(
             topic.name, frame, event=topic.event, key=topic.key, encoding=topic.encoding
         )
+
+    async def _have(self, topic: str, partitions: int) -> None:
+        """Make a topic that is not there."""
+        try:
+            await self._client.topic(topic)
+        except KafkaError as error:
+            if error.code != UNKNOWN_TOPIC:
+                raise
+            await self._client.create_topic(topic, partitions=partitions)
 
     async def _table(self, table: type[Table], origin: bool) -> pd.DataFrame:
         names = [*table.result_columns(), *(ORIGIN if origin else ())]

@@ -21,6 +21,7 @@ from ledgerstream.client.groupoffsets import GroupOffsets, TopicPartition
 from ledgerstream.client.groupreader import GroupReader
 from ledgerstream.client.membership import Group, Listener
 from ledgerstream.client.offsets import EARLIEST, LATEST, list_offsets
+from ledgerstream.client.operator import Transactions
 from ledgerstream.client.producer import Producer
 from ledgerstream.client.reader import Reader
 from ledgerstream.client.rows import as_rows
@@ -279,10 +280,13 @@ class Client:
         return await list_offsets(self.cluster, topic, times, committed=committed)
 
     async def committed(
-        self, group: str, places: Iterable[TopicPartition]
+        self, group: str, places: Iterable[TopicPartition], *, limit_ms: int | None = None
     ) -> dict[TopicPartition, int]:
-        """The next offset that a group will read, by topic and partition, where there is one."""
-        return await GroupOffsets(self.cluster, group).committed(places)
+        """The next offset that a group will read, by topic and partition, where there is one.
+
+        What an open transaction is about to change is waited for: DeliveryTimeout after `limit_ms`.
+        """
+        return await GroupOffsets(self.cluster, group).committed(places, limit_ms=limit_ms)
 
     async def commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
         """Set the offsets of a group that has no members. Raises KafkaError where it has."""
@@ -469,6 +473,11 @@ class Client:
         )  # fmt: skip
         self._keep(producer)
         return producer
+
+    @property
+    def transactions(self) -> Transactions:
+        """Transactions of all ids, as an operator sees and ends them."""
+        return Transactions(self.cluster)
 
     async def write(
         self,

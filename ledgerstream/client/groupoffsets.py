@@ -71,11 +71,16 @@ class GroupOffsets:
         self.coordinator = Coordinator(cluster, Kind.GROUP, group)
 
     async def committed(
-        self, places: Iterable[TopicPartition], member: GroupMetadata | None = None
+        self,
+        places: Iterable[TopicPartition],
+        member: GroupMetadata | None = None,
+        *,
+        limit_ms: int | None = None,
     ) -> dict[TopicPartition, int]:
         """The next offset to be read of each place that has one.
 
-        What an open transaction is about to change is waited for (KIP-447).
+        What an open transaction is about to change is waited for (KIP-447); DeliveryTimeout after
+        `limit_ms`, without it the delivery time limit.
         """
         topics: dict[str, list[int]] = {}
         for topic, partition in places:
@@ -104,7 +109,8 @@ class GroupOffsets:
                         found[topic.name, part.partition_index] = part.committed_offset
             return found
 
-        return await self.cluster.retrying(f"offsets of {self.group!r}", ask)
+        what = f"offsets of {self.group!r}"
+        return await self.cluster.retrying(what, ask, limit_ms=limit_ms)
 
     async def commit(
         self, offsets: Mapping[TopicPartition, int], member: GroupMetadata | None = None

@@ -115,6 +115,30 @@ class Transactions:
         await self._cluster.retrying(f"the end of {txn_id!r}", fence)
         return before.state == "Ongoing"
 
+    async def commit(self, txn_id: str, producer_id: int, producer_epoch: int) -> bool:
+        """EndTxn(commit) of a transaction that its identity names (Transactions V2: each has an
+        epoch of its own). Whether the coordinator took it; if not, it has ended one way or the
+        other, and which is not said."""
+        coordinator = Coordinator(self._cluster, Kind.TRANSACTION, txn_id)
+
+        async def ask() -> None:
+            await coordinator.ask(
+                Api.END_TXN,
+                {
+                    "transactional_id": txn_id,
+                    "producer_id": producer_id,
+                    "producer_epoch": producer_epoch,
+                    "committed": True,
+                },
+                lambda reply: reply.error_code,
+            )
+
+        try:
+            await self._cluster.retrying(f"the end of {txn_id!r}", ask)
+        except KafkaError:
+            return False
+        return True
+
     async def abort_hanging(self, hanging: Hanging) -> None:
         """Write the abort marker that no coordinator will write."""
         broker = await self._cluster.leader(hanging.topic, hanging.partition)

@@ -9,9 +9,23 @@ import structlog
 
 from ledgerstream.stream.faults import Reload, TransientError, overtaken
 from ledgerstream.stream.machine import Piece
+from ledgerstream.stream.outbox import Outbox
+from ledgerstream.stream.outputs import joined_sends
 from ledgerstream.stream.partitions import Partitions
 from ledgerstream.stream.retries import pauses, retried
-from ledgerstream.stream.sink import Claim, Sink, Source
+from ledgerstream.stream.sink import NO_OFFSETS, Claim, Sink, Source
+from ledgerstream.stream.witness import (
+    Abort,
+    Effect,
+    End,
+    Offsets,
+    Send,
+    Store,
+    TxnIdentity,
+    carried,
+    performed,
+    step,
+)
 
 log = structlog.get_logger()
 
@@ -28,6 +42,7 @@ class Committer:
         stopping: asyncio.Event,
     ) -> None:
         self.sink = sink
+        self.outbox: Outbox | None = None  # of a processor that emits, once it is recovered
         self._connect = connect
         self.source = source
         self._partitions = partitions
@@ -35,13 +50,67 @@ class Committer:
         self.owners = {sink.owner}  # of all connections on which we claimed, or may have
 
     async def commit(self, pieces: Sequence[Piece]) -> None:
-        """Commit one piece a partition, however often it takes.
+        """Commit one piece a partition, and what it emits, however often it takes.
 
         Raises Overtaken, DataError and Reload, and TransientError only when told to stop.
         """
+        outbox = self.outbox
+        if outbox is None:
+            await self._store(pieces)
+            return
+        sends = joined_sends([piece.sends for piece in pieces])
+        ranges = {piece.partition: (piece.start, piece.stop) for piece in pieces}
+        taken = carried(ranges, bool(sends) or outbox.carry_all, outbox.witness)
+        assert taken or not sends
+
+        async def perform(effect: Effect) -> TxnIdentity | None:
+            match effect:
+                case Send():
+                    return await outbox.send(sends, effect.witness)
+                case Store():
+                    await self._store(pieces, effect.identity, effect.witness)
+                case End():
+                    await outbox.commit(effect.witness)
+                case Abort():
+                    await outbox.abort()
+                case _:
+                    raise AssertionError(effect)
+            return None
+
+        await performed(step(ranges, taken, outbox.witness), perform)
+        for piece in pieces:
+            partition = self._partitions.active.get(piece.partition)
+            if partition is not None:
+                partition.witness = outbox.witness[piece.partition]
+
+    def ask_for_witness(self) -> None:
+        """The next step takes the witness along, whether it emits or not."""
+        if self.outbox is not None:
+            self.outbox.carry_all = True
+
+    async def carry_witness(self) -> None:
+        """Where nothing is under way: bring the witness up to what is committed."""
+        outbox = self.outbox
+        if outbox is None:
+            return
+        outbox.carry_all = True
+        behind = [
+            each.machine.still()
+            for number, each in self._partitions.active.items()
+            if outbox.witness[number] < each.committed
+        ]
+        if behind:
+            await self.commit(behind)
+
+    async def _store(
+        self,
+        pieces: Sequence[Piece],
+        identity: TxnIdentity | None = None,
+        witness: Offsets = NO_OFFSETS,
+    ) -> None:
         for pause in pauses():
             try:
-                await self.sink.commit(pieces)
+                await self.sink.commit(pieces, identity, witness)
                 return
             except TransientError as error:
                 if self._stopping.is_set():
@@ -67,6 +136,8 @@ class Committer:
                 raise Reload("this is another database server, or another life of it.")
             self.owners.add(self.sink.owner)
             try:
+                if self.outbox is not None:
+                    await self.sink.keep_slot(self.outbox.slot)
                 return await self.sink.claim(self.source, held, {}, self.owners)
             except BaseException:
                 self.sink.abandon()

@@ -228,6 +228,12 @@ class Machine:
                 self.rollback()
             raise
 
+    def still(self) -> Piece:
+        """A step of no width, where nothing waits to be settled."""
+        assert not self._starts
+        at = self.position
+        return Piece(self.partition, at, at, 0, {}, [], self.state.digest(), [])
+
     def forget(self) -> None:
         """The oldest step is committed."""
         self.state.forget()

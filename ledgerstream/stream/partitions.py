@@ -21,6 +21,7 @@ class Partition:
     snapshot_at:  the offset of its newest snapshot, or where its replay began.
     compute_s:    spent on events since then, which is what a replay would take.
     log_end:      the last stable offset, as last seen.
+    witness:      of one that emits: up to where its outputs are in the log.
     """
 
     def __init__(self, machine: Machine, snapshot_at: int, compute_s: float) -> None:
@@ -29,12 +30,18 @@ class Partition:
         self.snapshot_at = snapshot_at
         self.compute_s = compute_s
         self.log_end = machine.position
+        self.witness: int | None = None
 
     def settle(self, piece: Piece) -> None:
         """The oldest piece is committed."""
         for _ in piece.inputs:
             self.machine.forget()
         self.committed = piece.stop
+
+    def reached(self, offset: int) -> bool:
+        """Whether a snapshot there may count: what comes before it need never be made again."""
+        witness = self.committed if self.witness is None else self.witness
+        return min(self.committed, witness) >= offset
 
     def undo(self) -> None:
         """Back to what is committed."""

@@ -7,6 +7,7 @@ with the offset; otherwise the partition stops.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from ledgerstream.errors import KafkaError, StoppedPartition
 from ledgerstream.stream import migration
 from ledgerstream.stream.machine import Input, Machine
-from ledgerstream.stream.processor import Processor
+from ledgerstream.stream.outputs import Sends, joined_sends
+from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.sink import Claim, Sink, Source
 from ledgerstream.stream.snapshot import Snapshot
 from ledgerstream.stream.snapshots import Snapshots
@@ -44,14 +46,21 @@ class Restorer:
     decoder: Decoder
     compute: Compute
 
-    async def restore(self, claim: Claim) -> tuple[Machine, int]:
-        """The machine at `claim.next_offset`, and the offset of the snapshot that it came from."""
+    async def restore(
+        self, claim: Claim, sent_below: int | None = None
+    ) -> tuple[Machine, int, Mapping[Topic, Sends]]:
+        """The machine at `claim.next_offset`, the offset of the snapshot that it came from, and the
+        events that [sent_below, next_offset) emits, where that is given."""
         machine = Machine(self.processor, claim.partition, self.topic_number)
         specs = self.processor.states
-        snapshot = await self.snapshots.newest(claim, specs)
+        sent_below = claim.next_offset if sent_below is None else sent_below
+        sends: list[Mapping[Topic, Sends]] = []
+        snapshot = await self.snapshots.newest(claim, specs, min(sent_below, claim.next_offset))
         if not specs:
-            machine.position = claim.next_offset
-            return machine, claim.next_offset
+            machine.position = begun_at = min(sent_below, claim.next_offset)
+            await self._check_code(claim, snapshot, begun_at)
+            await self._replay(machine, claim, sent_below, sends)
+            return machine, begun_at, joined_sends(sends)
         machine.position = claim.first_offset if snapshot is None else snapshot.state_offset
         begun_at = machine.position
         recorded = claim.digest
@@ -61,7 +70,7 @@ class Restorer:
             if migrated and begun_at == claim.next_offset and recorded == snapshot.digest:
                 recorded = machine.state.digest()  # that of the same state, as it is declared now
         changed = await self._check_code(claim, snapshot, begun_at)
-        await self._replay(machine, claim)
+        await self._replay(machine, claim, sent_below, sends)
         digest = machine.state.digest()
         if not changed and recorded is not None and digest != recorded:
             raise self._stopped(
@@ -75,7 +84,7 @@ class Restorer:
             await self.sink.record_migration(claim, begun_at)
         if changed:
             await self.sink.accept_code(claim, begun_at, digest)
-        return machine, begun_at
+        return machine, begun_at, joined_sends(sends)
 
     def _load(self, machine: Machine, snapshot: Snapshot) -> None:
         """What was written is checked as it was written, and then migrated, if it must be."""
@@ -114,7 +123,9 @@ class Restorer:
             )
         return True
 
-    async def _replay(self, machine: Machine, claim: Claim) -> None:
+    async def _replay(
+        self, machine: Machine, claim: Claim, sent_below: int, sends: list[Mapping[Topic, Sends]]
+    ) -> None:
         stop = claim.next_offset
         if machine.position >= stop:
             return
@@ -130,7 +141,9 @@ class Restorer:
             while machine.position < stop:
                 chunk = await reader.next()
                 if chunk is not None:
-                    await self.compute.limited(self._replay_chunk, machine, chunk, stop, dead)
+                    await self.compute.limited(
+                        self._replay_chunk, machine, chunk, stop, dead, sent_below, sends
+                    )
         except Endless as error:
             raise self._stopped(
                 claim,
@@ -153,13 +166,24 @@ class Restorer:
         finally:
             await reader.close()
 
-    def _replay_chunk(self, machine: Machine, chunk: Chunk, stop: int, dead: np.ndarray) -> None:
+    def _replay_chunk(
+        self,
+        machine: Machine,
+        chunk: Chunk,
+        stop: int,
+        dead: np.ndarray,
+        sent_below: int,
+        sends: list[Mapping[Topic, Sends]],
+    ) -> None:
+        machine.muted_below = sent_below
         for given in self.decoder.decode(chunk, stop):
             alive = ~np.isin(given.batch.offset, dead)
             piece = machine.step(
                 Input(given.partition, given.start, given.stop, given.batch.take(alive)),
-                outputs=False,
+                outputs=given.stop > sent_below,
+                tables=False,
             )
+            sends.append(piece.sends)
             for _ in piece.inputs:
                 machine.forget()
 

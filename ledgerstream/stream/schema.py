@@ -7,6 +7,7 @@ ls_dead_letters     records that could not be processed, each once
 ls_snapshots        one row a snapshot; `valid` makes it count
 ls_snapshot_pages   its bytes, in pages, each under the snapshot that wrote it
 ls_processors       how each processor is imported, and its tables: for `explain` and `status`
+ls_slots            the transactional ids of workers that emit events, and who holds each
 ls_watch            one row a partition: what its worker last saw, and why it stopped; outside steps
 
 And views, for people who have only psql:
@@ -143,11 +144,22 @@ CREATE TABLE IF NOT EXISTS ls_watch (
     remedy text,
     PRIMARY KEY (processor, topic, partition)
 ) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS ls_slots (
+    processor text NOT NULL,
+    slot integer NOT NULL,      -- its transactional id is ls.<processor>.<slot>
+    holder uuid NOT NULL,
+    pid integer NOT NULL,       -- the holder's backend, and since when: whether he lives
+    backend_start timestamptz NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (processor, slot)
+);
 CREATE TABLE IF NOT EXISTS ls_results (
     processor text NOT NULL,
     name text NOT NULL,         -- a result table that it has made, or found
     PRIMARY KEY (processor, name)
 );
+ALTER TABLE ls_progress
+    ADD COLUMN IF NOT EXISTS witness bigint; -- up to where outputs are in the log, as last known
 ALTER TABLE ls_watch
     ADD COLUMN IF NOT EXISTS watermark bigint,           -- ns, of the windows, after the last step
     ADD COLUMN IF NOT EXISTS step_ms double precision,   -- of the last step: decoded and computed,
@@ -190,7 +202,7 @@ SELECT s.processor, s.topic, t.id AS ls_topic_id, s.partition AS ls_partition, s
 async def create(connection: asyncpg.Connection) -> None:
     """Make what is not there."""
     newest = """SELECT EXISTS (SELECT FROM pg_attribute
-                 WHERE attrelid = to_regclass('ls_snapshots') AND attname = 'new_bytes')"""
+                 WHERE attrelid = to_regclass('ls_progress') AND attname = 'witness')"""
     if await connection.fetchval(newest):
         return
     async with connection.transaction():

@@ -26,9 +26,11 @@ from ledgerstream.stream.machine import Piece, clip
 from ledgerstream.stream.newest import NewRows
 from ledgerstream.stream.pgcopy import HEADER, TRAILER
 from ledgerstream.stream.tables import Table
+from ledgerstream.stream.witness import Offsets, Stored, TxnIdentity
 
 log = structlog.get_logger()
 UNKNOWN_SYSTEM = 0
+NO_OFFSETS: Offsets = {}
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,34 @@ class Claim:
     owner_epoch: int
     digest: bytes | None
     code_version: str | None
+    transactional_id: str | None = None
+    producer_id: int | None = None
+    producer_epoch: int | None = None
+    witness: int | None = None
+
+    @property
+    def stored(self) -> Stored:
+        """What it says of the log's side, for a processor that emits."""
+        identity = None
+        if self.transactional_id is not None:
+            assert self.producer_id is not None
+            assert self.producer_epoch is not None
+            identity = TxnIdentity(self.transactional_id, self.producer_id, self.producer_epoch)
+        return Stored(self.next_offset, identity, self.witness)
 
 
 _CLAIM = """
 UPDATE ls_progress SET owner_epoch = owner_epoch + 1, owner = $4, system_id = $5, timeline = $6,
        updated_at = now()
  WHERE processor = $1 AND topic = $2 AND partition = ANY($3::int[])
-RETURNING partition, first_offset, next_offset, owner_epoch, digest, code_version"""
+RETURNING partition, first_offset, next_offset, owner_epoch, digest, code_version,
+          transactional_id, producer_id, producer_epoch, witness"""
 
 _MOVE = """
 WITH step AS (
     SELECT * FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[],
-                         $9::bigint[], $10::bigint[], $11::bigint[])
-        AS s(partition, start, stop, owner_epoch, digest, events, rows, dead)
+                         $9::bigint[], $10::bigint[], $11::bigint[], $14::bigint[])
+        AS s(partition, start, stop, owner_epoch, digest, events, rows, dead, witness)
 ), audit AS (
     INSERT INTO ls_steps (processor, topic, partition, first_offset, next_offset, events, rows,
                           dead, rule_version, code_version, owner_epoch, digest)
@@ -95,7 +112,10 @@ WITH step AS (
       FROM step WHERE start < stop
 )
 UPDATE ls_progress p SET next_offset = s.stop, digest = s.digest, code_version = $13,
-       updated_at = now()
+       transactional_id = coalesce($15::text, p.transactional_id),
+       producer_id = coalesce($16::bigint, p.producer_id),
+       producer_epoch = coalesce($17::smallint, p.producer_epoch),
+       witness = coalesce(s.witness, p.witness), updated_at = now()
   FROM step s
  WHERE p.processor = $1 AND p.topic = $2 AND p.partition = s.partition
    AND p.next_offset = s.start AND p.owner_epoch = s.owner_epoch AND p.owner = $3
@@ -108,6 +128,24 @@ SELECT $1, d.partition, d.o, $2, $3, d.t, d.key, d.payload, d.error
   FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], $9::text[])
     AS d(partition, o, t, key, payload, error)
 ON CONFLICT DO NOTHING"""
+
+# The lowest slot whose holder's connection is gone, or one more than there are.
+_TAKE_SLOT = """
+WITH me AS (
+    SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+), free AS (
+    SELECT slot FROM ls_slots s WHERE processor = $1 AND NOT EXISTS (
+        SELECT FROM pg_stat_activity a WHERE a.pid = s.pid AND a.backend_start = s.backend_start)
+     ORDER BY slot LIMIT 1
+)
+INSERT INTO ls_slots (processor, slot, holder, pid, backend_start)
+SELECT $1, coalesce((SELECT slot FROM free),
+                    (SELECT coalesce(max(slot) + 1, 0) FROM ls_slots WHERE processor = $1)),
+       $2, me.pid, me.backend_start FROM me
+ON CONFLICT (processor, slot) DO UPDATE
+   SET holder = EXCLUDED.holder, pid = EXCLUDED.pid, backend_start = EXCLUDED.backend_start,
+       taken_at = now()
+RETURNING slot"""
 
 # Rows of the audit below the newest ones become one row that covers their range.
 _MERGE_AUDIT = """
@@ -235,8 +273,51 @@ class Sink:
                     raise classified(error) from error
                 self._tables.add(table)
 
-    async def commit(self, pieces: Sequence[Piece]) -> None:
+    async def take_slot(self) -> int:
+        """A number that no other living worker of this processor has: see `Outbox`."""
+        try:
+            async with self.connection.transaction():
+                await self.connection.execute(
+                    "SELECT pg_advisory_xact_lock(hashtextextended('ls_slots ' || $1, 0))",
+                    self.processor,
+                )
+                slot: int = await self.connection.fetchval(_TAKE_SLOT, self.processor, self.owner)
+        except BaseException as error:
+            raise classified(error) from error
+        return slot
+
+    async def keep_slot(self, slot: int) -> None:
+        """After a new connection: it is this one whose end frees the slot."""
+        try:
+            await self.connection.execute(
+                """UPDATE ls_slots s SET holder = $3, pid = a.pid, backend_start = a.backend_start
+                     FROM pg_stat_activity a
+                    WHERE a.pid = pg_backend_pid() AND s.processor = $1 AND s.slot = $2""",
+                self.processor, slot, self.owner,
+            )  # fmt: skip
+        except BaseException as error:
+            raise classified(error) from error
+
+    async def slots(self) -> list[int]:
+        """All that this processor's workers have ever had."""
+        try:
+            rows = await self.connection.fetch(
+                "SELECT slot FROM ls_slots WHERE processor = $1 ORDER BY slot", self.processor
+            )
+        except BaseException as error:
+            raise classified(error) from error
+        return [row["slot"] for row in rows]
+
+    async def commit(
+        self,
+        pieces: Sequence[Piece],
+        identity: TxnIdentity | None = None,
+        witness: Offsets = NO_OFFSETS,
+    ) -> None:
         """Commit one piece a partition: all of it, or nothing.
+
+        identity:  of the log transaction that belongs to it, for its successor to end.
+        witness:   by partition, as it is known; without it the row keeps what it has.
 
         Raises Overtaken (another owner has the partitions that it names), DataError, or
         TransientError; if `lost`, whether it was committed is for the next claim to say. Anything
@@ -249,7 +330,7 @@ class Sink:
             await self.connection.execute("BEGIN")
             await self._copy(pieces)
             await self._bury(pieces)
-            lost = await self._move(pieces)
+            lost = await self._move(pieces, identity, witness)
             if lost:
                 await self.connection.execute("ROLLBACK")
                 raise overtaken(self.processor, self._source.name, lost)
@@ -458,7 +539,9 @@ class Sink:
             [_plain(letter.error) for _, letter in dead],
         )  # fmt: skip
 
-    async def _move(self, pieces: Sequence[Piece]) -> set[int]:
+    async def _move(
+        self, pieces: Sequence[Piece], identity: TxnIdentity | None, witness: Offsets
+    ) -> set[int]:
         """Compare and set all offsets; the partitions that are no longer ours."""
         assert self._source is not None
         moved = await self.connection.fetch(
@@ -472,6 +555,8 @@ class Sink:
             [piece.rows for piece in pieces],
             [len(piece.dead) for piece in pieces],
             self._rule_version, self._code_version,
+            [witness.get(piece.partition) for piece in pieces],
+            *(identity or (None, None, None)),
         )  # fmt: skip
         return {piece.partition for piece in pieces} - {row["partition"] for row in moved}
 

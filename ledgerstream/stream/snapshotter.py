@@ -95,7 +95,9 @@ class Snapshotter:
             epoch = self._committer.sink.epochs[number]
             stored = await self.snapshots.write(frozen, epoch)
             spent = time.monotonic() - began
-            while partition.committed < frozen.state_offset:
+            while not partition.reached(frozen.state_offset):
+                if partition.committed >= frozen.state_offset:
+                    self._committer.ask_for_witness()
                 await self._moved.wait()
                 if self._partitions.active.get(number) is not partition:
                     return

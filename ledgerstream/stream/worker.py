@@ -6,9 +6,9 @@ import asyncio
 import signal
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import structlog
 
@@ -17,11 +17,13 @@ from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.faults import Reload, TransientError
 from ledgerstream.stream.lookout import Lookout
 from ledgerstream.stream.machine import Piece
+from ledgerstream.stream.outbox import Outbox
+from ledgerstream.stream.outputs import Sends, joined_sends
 from ledgerstream.stream.partitions import Partition, Partitions
-from ledgerstream.stream.processor import Processor
+from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.restore import Restorer
 from ledgerstream.stream.retries import awaited, pauses, retried
-from ledgerstream.stream.sink import Sink, Source
+from ledgerstream.stream.sink import Claim, Sink, Source
 from ledgerstream.stream.snapshots import Snapshots
 from ledgerstream.stream.snapshotter import Snapshotter
 from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log, lost_by_log
@@ -30,6 +32,23 @@ from ledgerstream.stream.threads import Compute
 from ledgerstream.stream.version import code_version
 from ledgerstream.stream.warm import run_sample, warm
 from ledgerstream.stream.watch import Watch
+from ledgerstream.stream.witness import (
+    Abort,
+    Effect,
+    End,
+    EndStored,
+    Fence,
+    Lost,
+    ReadWitness,
+    Send,
+    Store,
+    TakeIdentity,
+    performed,
+    recovery,
+)
+
+if TYPE_CHECKING:
+    from ledgerstream.client import Client
 
 log = structlog.get_logger()
 
@@ -164,10 +183,11 @@ class Worker:
         )  # fmt: skip
         taken = self.progress.snapshots
         try:
-            if not await self._restore_unless_stopped(committer.sink, snapshotter.snapshots):
+            if not await self._restore_unless_stopped(committer, snapshotter.snapshots):
                 return False
             if self._until != "restored":
                 await self._stream(committer, snapshotter).run()
+            await committer.carry_witness()
             await snapshotter.take_last()
             await committer.sink.merge_audit()
         except (Reload, TransientError) as reason:
@@ -181,13 +201,15 @@ class Worker:
         finally:
             self._partitions.active.clear()
             await snapshotter.close()
+            if committer.outbox is not None:
+                await committer.outbox.close()
             await committer.sink.close()
             self.progress.snapshots = taken + snapshotter.taken
         return False
 
-    async def _restore_unless_stopped(self, sink: Sink, snapshots: Snapshots) -> bool:
+    async def _restore_unless_stopped(self, committer: Committer, snapshots: Snapshots) -> bool:
         """A replay may take long: `stop` ends it, and nothing is lost."""
-        restore = asyncio.create_task(self._restore(sink, snapshots))
+        restore = asyncio.create_task(self._restore(committer, snapshots))
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({restore, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +221,8 @@ class Worker:
             stop.cancel()
             await cancelled(restore)
 
-    async def _restore(self, sink: Sink, snapshots: Snapshots) -> None:
+    async def _restore(self, committer: Committer, snapshots: Snapshots) -> None:
+        sink = committer.sink
         claims = await sink.claim(
             self._source, self._partitions.startable, await self._offsets(EARLIEST)
         )
@@ -217,16 +240,75 @@ class Worker:
         for number, claim in sorted(claims.items()):
             if lost := lost_by_log(self._source.name, number, claim.next_offset, 0, ends[number]):
                 self._partitions.stop(number, lost)
-                continue
-            began = time.perf_counter()
-            try:
-                machine, snapshot_at = await restorer.restore(claim)
-            except StoppedPartition as error:
-                self._partitions.stop(number, error)
-                continue
-            replayed_s = time.perf_counter() - began if snapshot_at < claim.next_offset else 0.0
-            self._partitions.active[number] = Partition(machine, snapshot_at, replayed_s)
-            self.progress.position[number] = claim.next_offset
+                del claims[number]
+        if self._processor.outputs:
+            await self._recover(committer, restorer, claims)
+        for number, claim in sorted(claims.items()):
+            if number not in self._partitions.stopped:
+                await self._restore_one(restorer, claim)
+        if committer.outbox is not None:
+            for number, partition in self._partitions.active.items():
+                partition.witness = committer.outbox.witness[number]
+                partition.machine.muted_below = partition.witness
+
+    async def _restore_one(
+        self, restorer: Restorer, claim: Claim, sent_below: int | None = None
+    ) -> Mapping[Topic, Sends]:
+        """Its state is there, or it has stopped. What it emits from `sent_below` on."""
+        number = claim.partition
+        if number in self._partitions.active:
+            return {}
+        began = time.perf_counter()
+        try:
+            machine, snapshot_at, sends = await restorer.restore(claim, sent_below)
+        except StoppedPartition as error:
+            self._partitions.stop(number, error)
+            return {}
+        replayed_s = time.perf_counter() - began if snapshot_at < claim.next_offset else 0.0
+        self._partitions.active[number] = Partition(machine, snapshot_at, replayed_s)
+        self.progress.position[number] = claim.next_offset
+        return sends
+
+    async def _recover(
+        self, committer: Committer, restorer: Restorer, claims: Mapping[int, Claim]
+    ) -> None:
+        """Outputs and rows say the same afterwards: see `witness`."""
+        sink, active = committer.sink, self._partitions.active
+        client = cast("Client", self._log)  # which writes, too
+        outbox = await Outbox.open(client, self._processor, self._source.name, sink)
+        committer.outbox = outbox
+
+        async def perform(effect: Effect) -> Any:
+            match effect:
+                case EndStored():
+                    await outbox.end_stored(effect.identity)
+                case ReadWitness():
+                    return await outbox.read_witness(effect.partitions)
+                case Fence():
+                    await outbox.fence(await sink.slots())
+                case TakeIdentity():
+                    await outbox.take_identity()
+                case Lost():
+                    for number in effect.partitions:
+                        self._partitions.stop(number, _witness_gone(self._source, claims[number]))
+                case Send():
+                    sends = [
+                        await self._restore_one(restorer, claims[number], start)
+                        for number, (start, _) in sorted(effect.ranges.items())
+                    ]
+                    there = {n: at for n, at in effect.witness.items() if n in active}
+                    return await outbox.send(joined_sends(sends), there)
+                case Store():
+                    still = [active[n].machine.still() for n in effect.ranges if n in active]
+                    await sink.commit(still, effect.identity, effect.witness)
+                case End():
+                    await outbox.commit(effect.witness)
+                case Abort():
+                    await outbox.abort()
+            return None
+
+        stored = {number: claim.stored for number, claim in claims.items()}
+        outbox.witness = await performed(recovery(stored), perform)
 
     def _stream(self, committer: Committer, snapshotter: Snapshotter) -> Stream:
         def note(pieces: Sequence[Piece], seconds: float) -> None:
@@ -284,3 +366,14 @@ class Worker:
     async def _offsets(self, at: int) -> dict[int, int]:
         wanted = dict.fromkeys(self._partitions.assigned, at)
         return dict(await self._log.list_offsets(self._source.name, wanted))
+
+
+def _witness_gone(source: Source, claim: Claim) -> StoppedPartition:
+    return StoppedPartition(
+        f"{source.name}-{claim.partition} stopped at offset {claim.next_offset:,}.\n"
+        f"  The log no longer knows up to where its outputs are in it: that was offset "
+        f"{claim.witness:,} or later, kept as the offset of a group that was deleted, or forgotten "
+        "after a week without a worker.",
+        "Look up the last record of the output topics that came from this partition (its header "
+        "ls.from), and set the group's offset behind it; or give the processor another name.",
+    )
