@@ -144,9 +144,9 @@ class Snapshots:
             self._valid.pop(stored.partition, None)
             raise classified(error) from error
 
-    async def newest(self, claim: Claim, specs: Specs, below: int) -> Snapshot | None:
-        """The valid snapshot to start from, at an offset ≤ `below`, after sweeping what earlier
-        owners left unfinished.
+    async def newest(self, claim: Claim, specs: Specs, below: int | None = None) -> Snapshot | None:
+        """The valid snapshot to start from, at an offset ≤ `below` (the claim's, without it), after
+        sweeping what earlier owners left unfinished.
 
         Its content is as stored, its `specs` with it. Raises StoppedPartition where the declared
         state is another than the stored one, and no migration leads there.
@@ -164,7 +164,7 @@ class Snapshots:
                           AND partition = $3 AND topic_id = $4 AND valid AND state_offset <= $5
                        ORDER BY state_offset DESC LIMIT 1""",
                     self._processor, self._source.name, claim.partition, self._source.topic_id,
-                    below,
+                    claim.next_offset if below is None else below,
                 )  # fmt: skip
                 if row is None:
                     return None

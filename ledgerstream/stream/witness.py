@@ -18,8 +18,11 @@ transaction whose identity it records first.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
+
+from ledgerstream.errors import LedgerStreamError
 
 T = TypeVar("T")
 Offsets = Mapping[int, int]  # by partition
@@ -172,7 +175,8 @@ def _stored_and_ended(store: Store, carried: Offsets) -> Generator[Effect, Any, 
         yield store
     except Exception:  # if the rows are there after all, a recovery sends their outputs again
         if store.identity is not None:
-            yield Abort()
+            with suppress(LedgerStreamError):  # whoever has fenced us has aborted it
+                yield Abort()
         raise
     if store.identity is not None:
         yield End(carried)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
+import confluent_kafka as ck
 import numpy as np
 import pytest
+from confluent_kafka.admin import AdminClient
 from sqlalchemy.orm import Mapped
 
 from ledgerstream.client import LATEST, Client
+from ledgerstream.client import operator as client_operator
+from ledgerstream.errors import ConfigError, Overtaken, StoppedPartition
 from ledgerstream.events import Event, Int32, Timestamp
+from ledgerstream.limits import LIMITS
 from ledgerstream.money import EUR
+from ledgerstream.stream import outbox
 from ledgerstream.stream.batch import Batch
-from ledgerstream.stream.outbox import Outbox, group_of
+from ledgerstream.stream.outbox import Outbox, group_of, id_of
 from ledgerstream.stream.outputs import HEADER, ORIGIN, Events
+from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Keyed, Processor, State, Topic
 from ledgerstream.stream.sink import Sink
 from ledgerstream.stream.tables import Rows, Table
@@ -100,7 +112,7 @@ class Setting:
     """A log, a database, and the processor's topics on them."""
 
     def __init__(self, address: str, client: Client, database: str) -> None:
-        self.client, self.database = client, database
+        self.address, self.client, self.database = address, client, database
         self.processor = make(f"-{uuid.uuid4().hex[:8]}")
         self.source = self.processor.source
         (self.output,) = self.processor.outputs
@@ -206,6 +218,8 @@ class Chaos:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
         self.dies: tuple[int, bool] | None = None  # at which call, and whether behind it
+        self.dies_behind = ""  # or behind the first call of this name that stores or ends outputs
+        self.sent = False
         for kind, name in self.POINTS:
             monkeypatch.setattr(
                 kind, name, self._around(f"{kind.__name__}.{name}", getattr(kind, name))
@@ -218,7 +232,8 @@ class Chaos:
             if self.dies == (number, False):
                 raise Crash
             found = await act(*args, **named)
-            if self.dies == (number, True):
+            self.sent = self.sent or name == "Outbox.send"
+            if self.dies == (number, True) or (self.sent and name == self.dies_behind):
                 raise Crash
             return found
 
@@ -247,3 +262,187 @@ async def test_a_crash_anywhere_is_made_good(
         if not died:
             break
     assert deaths > 20
+
+
+# -- each row of the recovery
+
+
+async def died_at(setting: Setting, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """A worker that has stepped before does its last step up to behind the call of that name."""
+    await setting.write(20)
+    await setting.worker().run()
+    await setting.write(20)
+    with monkeypatch.context() as patched:
+        chaos = Chaos(patched)
+        chaos.dies_behind = point
+        with pytest.raises(Crash):
+            await setting.worker().run()
+
+
+class Seen:
+    """What a recovery did: whether its EndTxn were taken, and how many events it sent again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ended: list[bool] = []
+        self.again = 0
+        self.recovering = False
+        end, send, recover = client_operator.Transactions.commit, Outbox.send, Worker._recover
+
+        async def recovers(*args: Any) -> None:
+            self.recovering = True
+            await recover(*args)
+            self.recovering = False
+
+        async def ends(it: Any, *identity: Any) -> bool:
+            self.ended.append(await end(it, *identity))
+            return self.ended[-1]
+
+        async def sends(it: Any, given: Any, witness: Any) -> Any:
+            if self.recovering:
+                self.again += sum(len(some) for some in given.values())
+            return await send(it, given, witness)
+
+        monkeypatch.setattr(client_operator.Transactions, "commit", ends)
+        monkeypatch.setattr(Outbox, "send", sends)
+        monkeypatch.setattr(Worker, "_recover", recovers)
+
+
+async def test_a_transaction_that_is_still_open_is_committed(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await died_at(setting, monkeypatch, "Sink.commit")
+    seen = Seen(monkeypatch)
+    await setting.worker().run()
+    assert True in seen.ended
+    assert seen.again == 0
+    await setting.check()
+
+
+async def test_one_that_is_committed_is_left_alone(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await died_at(setting, monkeypatch, "Outbox.commit")
+    seen = Seen(monkeypatch)
+    await setting.worker().run()
+    assert seen.again == 0
+    await setting.check()
+
+
+async def test_one_that_an_operator_ended_is_sent_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a successor fenced, or that timed out."""
+    await died_at(setting, monkeypatch, "Sink.commit")
+    assert await setting.client.transactions.abort(id_of(setting.processor.name, 0))
+    seen = Seen(monkeypatch)
+    await setting.worker().run()
+    assert True not in seen.ended
+    assert seen.again > 0
+    await setting.check()
+
+
+async def test_one_that_timed_out_is_sent_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Apache Kafka. On a LedgerStream log it never does; there it is committed."""
+    brief = partial(Client.transactional, timeout_ms=1_000)
+    monkeypatch.setattr(Client, "transactional", lambda *a, **k: brief(*a, **k))
+    await died_at(setting, monkeypatch, "Sink.commit")
+    txn_id = id_of(setting.processor.name, 0)
+    found = await setting.client.transactions.describe(txn_id)
+    if found.timeout_ms == 1_000:
+        async with asyncio.timeout(30):
+            while found.state == "Ongoing":
+                found = await setting.client.transactions.describe(txn_id)
+    seen = Seen(monkeypatch)
+    await setting.worker().run()
+    assert (seen.again > 0) is (found.timeout_ms == 1_000)
+    await setting.check()
+
+
+async def test_a_sleeping_workers_transaction_is_in_the_way(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker takes the partitions over while one sleeps before it stores what it has sent;
+    when it wakes, it stores and ends nothing of that."""
+    monkeypatch.setattr(outbox, "LIMITS", replace(LIMITS, witness_wait_ms=200))
+    await setting.write(20)
+    await setting.worker().run()
+    await setting.write(20)
+    asleep, wake = asyncio.Event(), asyncio.Event()
+    real = Sink.commit
+
+    async def sleepy(sink: Sink, pieces: Any, *rest: Any) -> None:
+        if not asleep.is_set() and any(piece.sends for piece in pieces):
+            asleep.set()
+            await wake.wait()
+        await real(sink, pieces, *rest)
+
+    monkeypatch.setattr(Sink, "commit", sleepy)
+    first = asyncio.create_task(setting.worker().run())
+    await asleep.wait()
+    await setting.worker().run()
+    await setting.check()
+    wake.set()
+    with suppress(Overtaken):  # of the partitions of its step; others it may claim again
+        await first
+    await setting.check()
+    connection = await asyncpg.connect(setting.database)
+    assert await connection.fetchval("SELECT count(*) FROM ls_slots") == 2
+    await connection.close()
+
+
+async def restored(setting: Setting, server: EmbeddedPostgres) -> None:
+    """The database as it was before the last 20 orders."""
+    await setting.write(20)
+    await setting.worker().run()
+    name = urlsplit(setting.database).path[1:]
+    admin = await asyncpg.connect(server.url)
+    await admin.execute(f"CREATE DATABASE {name}_old TEMPLATE {name}")
+    await admin.close()
+    await setting.write(20)
+    await setting.worker().run()
+    setting.database = setting.database.replace(f"/{name}?", f"/{name}_old?")
+
+
+async def test_a_database_that_went_back_makes_its_rows_again(
+    setting: Setting, server: EmbeddedPostgres
+) -> None:
+    """And nothing is sent a second time."""
+    await restored(setting, server)
+    before = await setting.outputs()
+    await setting.write(5)
+    await setting.worker().run()
+    await setting.check()
+    assert (await setting.outputs())[: len(before)] != []
+
+
+async def test_what_retention_took_cannot_be_made_again(
+    setting: Setting, server: EmbeddedPostgres
+) -> None:
+    await restored(setting, server)
+    everywhere = dict.fromkeys(range(PARTITIONS), LATEST)
+    ends = await setting.client.list_offsets(setting.source.name, everywhere)
+    gone = [ck.TopicPartition(setting.source.name, p, end) for p, end in ends.items()]
+    admin = AdminClient({"bootstrap.servers": setting.address})
+    for done in (await asyncio.to_thread(admin.delete_records, gone)).values():
+        await asyncio.to_thread(done.result, 30)
+    with pytest.raises(StoppedPartition, match="retention removed"):
+        await setting.worker().run()
+
+
+async def test_a_witness_that_is_gone_stops_the_partition(setting: Setting) -> None:
+    await setting.write(20)
+    await setting.worker().run()
+    admin = AdminClient({"bootstrap.servers": setting.address})
+    group = group_of(setting.processor.name)
+    await asyncio.to_thread(admin.delete_consumer_groups([group])[group].result, 30)
+    with pytest.raises(StoppedPartition, match="up to where its outputs are"):
+        await setting.worker().run()
+
+
+async def test_an_output_topic_that_is_not_there_is_said(setting: Setting) -> None:
+    await setting.write(1)
+    await setting.client.delete_topic(setting.output.name)
+    with pytest.raises(ConfigError, match="which is not there"):
+        await setting.worker().run()
