@@ -277,10 +277,7 @@ class Sink:
         """A number that no other living worker of this processor has: see `Outbox`."""
         try:
             async with self.connection.transaction():
-                await self.connection.execute(
-                    "SELECT pg_advisory_xact_lock(hashtextextended('ls_slots ' || $1, 0))",
-                    self.processor,
-                )
+                await self.connection.execute("LOCK ls_slots IN SHARE ROW EXCLUSIVE MODE")
                 slot: int = await self.connection.fetchval(_TAKE_SLOT, self.processor, self.owner)
         except BaseException as error:
             raise classified(error) from error

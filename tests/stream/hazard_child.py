@@ -40,14 +40,14 @@ async def main(address: str, topic: str, database: str, where: str) -> None:
     stopping = Stopping(where)
     commit, move, chunks = Sink.commit, Sink._move, sink.copy_chunks
 
-    async def slow_commit(self: Sink, pieces: Any) -> None:
+    async def slow_commit(self: Sink, *given: Any) -> None:
         stopping.steps += 1
         stopping.here("before")
-        await commit(self, pieces)
+        await commit(self, *given)
 
-    async def slow_move(self: Sink, pieces: Any) -> Any:
+    async def slow_move(self: Sink, *given: Any) -> Any:
         stopping.here("move")
-        moved = await move(self, pieces)
+        moved = await move(self, *given)
         stopping.here("commit")
         return moved
 

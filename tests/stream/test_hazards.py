@@ -418,9 +418,9 @@ async def test_a_commit_that_is_answered_with_rollback_is_none(
 
     move = Sink._move
 
-    async def moved(sink: Sink, pieces: Any) -> set[int]:
+    async def moved(sink: Sink, *given: Any) -> set[int]:
         try:
-            return await move(sink, pieces)
+            return await move(sink, *given)
         except asyncpg.InFailedSQLTransactionError:
             return set()
 

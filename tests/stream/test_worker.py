@@ -381,9 +381,9 @@ async def test_what_was_computed_before_a_processor_raised_is_committed(
     monkeypatch.setattr(streaming, "LIMITS", LIMITS)
     slow = Sink.commit
 
-    async def commit(sink: Sink, pieces: Any) -> None:
+    async def commit(sink: Sink, *given: Any) -> None:
         await asyncio.sleep(0.02)  # meanwhile the next chunks are computed
-        await slow(sink, pieces)
+        await slow(sink, *given)
 
     monkeypatch.setattr(Sink, "commit", commit)
     rows = payments(4_000)
