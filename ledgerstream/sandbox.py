@@ -32,7 +32,7 @@ from ledgerstream.events import Event
 from ledgerstream.stream import schema
 from ledgerstream.stream.connect import connect
 from ledgerstream.stream.durations import duration_ns
-from ledgerstream.stream.frames import table_frame
+from ledgerstream.stream.frames import event_frame, table_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Processor, Topic, check_processor
 from ledgerstream.stream.several import Workers
@@ -221,18 +221,10 @@ class Local:
         )
         frames = []
         for partition, decoded in sorted(found.items()):
-            columns = {
-                "partition": np.full(len(decoded.offset), partition),
-                "offset": decoded.offset,
-            }
-            for column in topic.event.columns().values():
-                values: Any = decoded.rows[column.name]
-                if column.kind == "timestamp":
-                    values = pd.to_datetime(values.astype(np.int64), unit="ns", utc=True)
-                elif column.kind == "text":
-                    values = np.char.decode(values, "utf-8")
-                columns[column.name] = values
-            frames.append(pd.DataFrame(columns))
+            frame = event_frame(topic.event, decoded.rows)
+            frame.insert(0, "partition", partition)
+            frame.insert(1, "offset", decoded.offset)
+            frames.append(frame)
         return pd.concat(frames, ignore_index=True)
 
     async def _since(self, topic: Topic, ns: int) -> dict[int, int]:

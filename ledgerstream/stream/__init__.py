@@ -11,8 +11,9 @@ over `arenakernels`), `windows` by watermark, kept in `windowstate` over `window
 and the transaction of a step; `schema` has its tables, `faults` what can go wrong), `snapshots` (a
 `snapshot` in `pages`, of which those that changed are written) and `restore`. What moves it:
 `worker`, then `streaming`, `committer`, `lookout`, `snapshotter` and `partitions`; `several`, where
-a processor has several topics. Beside them: `postgres` and its `keeper`, `version`, `warm`, and
-`single`, the `on_event` style.
+a processor has several topics. Where one emits: `outputs` (events as columns), `witness` (what is
+done, and in which order; pure) and `outbox` (the log's side). Beside them: `postgres` and its
+`keeper`, `version`, `warm`, and `single`, the `on_event` style.
 
 Those who try, prove and watch: `trial` (a data frame in, frames out), `verify` over `replay`,
 `pgread` and `compare`, `explain`; `watch` writes for `status` what a worker sees; `retry` brings

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ledgerstream.events import Event
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import ORIGIN, Table, timestamps
 
@@ -30,6 +31,19 @@ def table_frame(
     for name in timestamps(table):
         frame[name] = pd.to_datetime(frame[name], unit="ns", utc=True)
     return frame
+
+
+def event_frame(event: type[Event], rows: np.ndarray) -> pd.DataFrame:
+    """Rows of an event type, a column a field."""
+    columns = {}
+    for column in event.columns().values():
+        values: Any = rows[column.name]
+        if column.kind == "timestamp":
+            values = pd.to_datetime(values.astype(np.int64), unit="ns", utc=True)
+        elif column.kind == "text":
+            values = np.char.decode(values, "utf-8")
+        columns[column.name] = values
+    return pd.DataFrame(columns)
 
 
 def state_frames(state: State) -> dict[str, pd.DataFrame]:

@@ -17,28 +17,32 @@ from ledgerstream.client.rows import as_rows
 from ledgerstream.errors import ConfigError
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.batch import Batch
-from ledgerstream.stream.frames import state_frames, table_frame
+from ledgerstream.stream.frames import event_frame, state_frames, table_frame
 from ledgerstream.stream.machine import DeadLetter, Input, Machine, Piece
+from ledgerstream.stream.outputs import joined_sends
 from ledgerstream.stream.pgread import decode, joined
-from ledgerstream.stream.processor import Processor
+from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.snapshot import layout_of, paged, unpaged
 from ledgerstream.stream.state import State
 from ledgerstream.stream.tables import Table
 from ledgerstream.wire.columns import RowCodec
 
 
-class Tables(dict[type[Table], pd.DataFrame]):
-    """Result table → its rows in the order of events. A table without rows is an empty frame."""
+class Tables(dict["type[Table] | Topic", pd.DataFrame]):
+    """Result table → its rows in the order of events, and output topic → its events. What got none
+    is an empty frame."""
 
-    def __missing__(self, table: type[Table]) -> pd.DataFrame:
-        return table_frame(table, joined(table, []))
+    def __missing__(self, key: type[Table] | Topic) -> pd.DataFrame:
+        if isinstance(key, Topic):
+            return event_frame(key.event, np.empty(0, key.event.dtype()))
+        return table_frame(key, joined(key, []))
 
 
 @dataclass(frozen=True)
 class Driven:
     """What a processor did with the events of a frame; row i of it is the event at offset i.
 
-    tables:   results, typed as `ls.table` shows them.
+    tables:   results, typed as `ls.table` shows them; output topics, as `ls.read` does.
     dead:     the events that were refused: columns `offset` and `error`.
     digest:   16 bytes over all live state at the end.
     state:    the content of each declared state, a row a key.
@@ -89,8 +93,11 @@ def drive(
             machine.forget()
         pieces.append(piece)
     columns = results(processor, pieces)
+    tables = Tables({table: table_frame(table, found) for table, found in columns.items()})
+    for topic, sends in joined_sends([piece.sends for piece in pieces]).items():
+        tables[topic] = event_frame(topic.event, sends.rows)
     return Driven(
-        Tables({table: table_frame(table, found) for table, found in columns.items()}),
+        tables,
         _dead([letter for piece in pieces for letter in piece.dead]),
         machine.state.digest(),
         state_frames(machine.state),
