@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ledgerstream.events import Event
 from ledgerstream.money import EUR
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.kernels import kernel
+from ledgerstream.stream.outputs import Events
 from ledgerstream.stream.processor import Keyed, Processor, State, Topic
 from ledgerstream.stream.tables import Rows, Table
 from processors.fraud import Fraud
@@ -81,6 +83,33 @@ class Purses(Processor):
         return Purse.upsert(batch, customer=batch.customer, spent=out[0], payments=out[1])
 
 
+class Review(Event):
+    payment_id: int
+    customer: int
+    spent: EUR
+
+
+REVIEWS = Topic("reviews", Review, key="customer")
+
+
+class Reviewing(Purses):
+    """Rows as before, and two payments of three as events."""
+
+    name = "Reviewing"
+    source = Topic("payments", Payment, key="customer")
+    outputs = (REVIEWS,)
+
+    def process(self, batch: Batch, state: State) -> list[Rows | Events]:
+        held = state.purses.at(batch.customer)
+        out = np.empty((2, len(batch)), np.int64)
+        _spend(held.row, batch.amount, held.spent, held.payments, out)
+        told = out[0] % 3 != 0
+        return [
+            Purse.upsert(batch, customer=batch.customer, spent=out[0], payments=out[1]),
+            REVIEWS.emit(batch, where=told, spent=out[0]),
+        ]
+
+
 @dataclass(frozen=True)
 class Subject:
     """fingerprints: by table, what of a row `t` must be equal, and which rows count."""
@@ -107,4 +136,5 @@ SUBJECTS = {
                                           "true")},
     ),
     "purses": Subject(Purses, some_payments, {"purse": ("t", "true")}),
+    "reviews": Subject(Reviewing, some_payments, {"purse": ("t", "true")}),
 }  # fmt: skip

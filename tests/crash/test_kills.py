@@ -3,7 +3,8 @@
 Payments are written while a worker scores them (trades, while it makes bars of them); one of the
 three is killed at a random moment,
 again and again: while it starts, restores, streams, commits or takes a snapshot. In the end the log
-holds each event once, and rows, offset and state digest are those of a run that nobody disturbed.
+holds each event once, and rows, offset and state digest are those of a run that nobody disturbed;
+so do the events that it emits, in order.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from typing import Any
 import asyncpg
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client
 from ledgerstream.limits import LIMITS
+from ledgerstream.stream.frames import event_frame
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Topic
+from ledgerstream.stream.trial import drive
 from ledgerstream.stream.worker import Worker
 from tests.crash.subjects import ROOT, SUBJECTS, Subject
 
@@ -144,9 +148,11 @@ def directory() -> Iterator[Path]:
         ("payments", 10, 100_000),
         ("trades", 4, 40_000),
         ("purses", 4, 40_000),
+        ("reviews", 6, 60_000),
         pytest.param("payments", 100, 600_000, marks=TORTURE),
         pytest.param("trades", 100, 600_000, marks=TORTURE),
         pytest.param("purses", 100, 600_000, marks=TORTURE),
+        pytest.param("reviews", 200, 1_200_000, marks=TORTURE),
     ],
 )
 async def test_kills_change_nothing(directory: Path, name: str, kills: int, count: int) -> None:
@@ -163,7 +169,8 @@ async def test_kills_change_nothing(directory: Path, name: str, kills: int, coun
         await victims.start_broker()
         patient = dataclasses.replace(LIMITS, connect_ms_max=60_000)
         async with await Client.connect(victims.broker.address, limits=patient) as client:
-            await client.create_topic(source.name, partitions=1)
+            for topic in (source, *subject.processor.outputs):
+                await client.create_topic(topic.name, partitions=1)
             await victims.start_worker()
             for part in np.array_split(rows, kills):
                 writing = asyncio.create_task(write(client, source, part))
@@ -183,6 +190,10 @@ async def test_kills_change_nothing(directory: Path, name: str, kills: int, coun
 
             found = await client.read(source.name, source.event, key=source.key)
             np.testing.assert_array_equal(found[0].rows, rows)
+            for topic in subject.processor.outputs:
+                sent = await client.read(topic.name, topic.event, key=topic.key)
+                emitted = drive(subject.processor, rows).tables[topic]
+                assert_frame_equal(event_frame(topic.event, sent[0].rows), emitted)
             undisturbed = await created(server, "undisturbed")
             await Worker(subject.processor, client, undisturbed, until="end").run()
         await victims.broker.stop()
