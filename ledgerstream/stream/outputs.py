@@ -32,13 +32,15 @@ from ledgerstream.events import Column
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.state import BadEvents
 from ledgerstream.stream.tables import ordinals, which_events
-from ledgerstream.wire.columns import RowHeader
+from ledgerstream.wire.batches import Buffer
+from ledgerstream.wire.columns import RowHeader, header_values
 
 if TYPE_CHECKING:
     from ledgerstream.stream.processor import Topic
 
 HEADER = "ls.from"
-ORIGIN = np.dtype([("topic", ">i4"), ("partition", ">i4"), ("offset", ">i8"), ("n", ">i2")])
+ORIGIN = np.dtype([("topic", "i4"), ("partition", "i4"), ("offset", "i8"), ("n", "i2")])
+_WIRE = ORIGIN.newbyteorder(">")
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Sends:
 
     @property
     def header(self) -> RowHeader:
-        size = ORIGIN.itemsize
-        return RowHeader(HEADER, self.origin.view(np.uint8).reshape(len(self), size))
+        wire = self.origin.astype(_WIRE)
+        return RowHeader(HEADER, wire.view(np.uint8).reshape(len(self), _WIRE.itemsize))
 
 
 def emitted(
@@ -179,6 +181,13 @@ def sent(
     order = np.lexsort((origin["n"], event))
     order = order[origin["offset"][order] >= muted_below]
     return Sends(rows[order], np.ascontiguousarray(stamps[order], np.int64), origin[order])
+
+
+def origins(data: Buffer, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int64[n] offsets, ORIGIN[n]): whence the records of some batches came, from offset `start`
+    on; of those that say so."""
+    offsets, values = header_values(data, HEADER, _WIRE.itemsize, start)
+    return offsets, values.reshape(-1).view(_WIRE).astype(ORIGIN)
 
 
 def joined_sends(parts: Sequence[Mapping[Topic, Sends]]) -> dict[Topic, Sends]:

@@ -5,6 +5,7 @@ at the same time, each with batches, and restarts, of its own. What must come ou
 
 - the rows of append-only tables and the final rows of windows, bit by bit and range by range of
   offsets, so that memory stays bounded; other tables with a key by their content at the end;
+- the events in output topics, each once and in order, as far as the log is known to have them;
 - every state digest that ls_steps and ls_progress recorded, at its offset;
 - the same digest from every machine, and, at the end, the digest of the whole content laid out
   anew, which shows a row that was changed without having been asked for.
@@ -23,6 +24,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 import numpy as np
@@ -33,9 +35,12 @@ from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.compare import first_difference, settled, stands
 from ledgerstream.stream.connect import connect
 from ledgerstream.stream.digest import total
+from ledgerstream.stream.emitted import Emitted
 from ledgerstream.stream.machine import Input, Machine, Piece
+from ledgerstream.stream.outbox import group_of
+from ledgerstream.stream.outputs import Sends, joined_sends
 from ledgerstream.stream.pgread import Columns, RowStream, joined
-from ledgerstream.stream.processor import Processor
+from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.replay import Committed, Past
 from ledgerstream.stream.source import Log
 from ledgerstream.stream.state import State
@@ -44,6 +49,9 @@ from ledgerstream.stream.trial import restarted, results
 from ledgerstream.stream.version import code_version
 from ledgerstream.stream.warm import run_sample
 from ledgerstream.stream.windows import WindowTable
+
+if TYPE_CHECKING:
+    from ledgerstream.client import Client
 
 RESTART_SHARE = 0.25  # of the cuts between batches, at which a machine's processor is made anew
 BUFFERED_MAX = 16  # pieces of COPY's bytes that wait to be compared, of each table
@@ -64,6 +72,7 @@ class Verified:
     seed: int
     events: int = 0
     rows: int = 0
+    sent: int = 0  # events in output topics
     digests: int = 0
     dead: int = 0
     seconds: float = 0.0
@@ -79,10 +88,11 @@ class Verified:
             f"{self._why(number)}."
             for number in self.from_snapshot
         ]
+        sent = f", {self.sent:,} event{'' if self.sent == 1 else 's'} in topics" * bool(self.sent)
         return (
             f"verified {self.events:,} {self.topic} in {self.seconds:.1f} s under {self.splits} "
             f"random split{'' if self.splits == 1 else 's'} (seed {self.seed}): {self.rows:,} "
-            f"row{'' if self.rows == 1 else 's'} and every state digest equal.{''.join(late)}"
+            f"row{'' if self.rows == 1 else 's'}{sent} and every state digest equal.{''.join(late)}"
         )
 
     def _why(self, partition: int) -> str:
@@ -150,6 +160,7 @@ class _Partition:
         self._moment = moment
         self._sides: list[_Side] = []
         self._found: dict[type[Table], _Found] = {}
+        self._emitted: dict[Topic, Emitted] = {}
 
     async def run(self, tables: Iterable[type[Table]], tell: Callable[[Input], None]) -> None:
         at, done, past = self._at, self._done, self._past
@@ -175,6 +186,7 @@ class _Partition:
             self._sides.append(_Side(own, chance, at, steps if side == 0 else {}))
         for table in tables:
             await self._open(table, start)
+        await self._read_topics(start)
         async for given in _ranges(past, at.partition, start, stop):
             if given.undecodable:
                 letter = given.undecodable[0]
@@ -212,10 +224,37 @@ class _Partition:
                 self._database, self._moment, table, self._at, first
             )
 
-    async def _compare(
-        self, sides: Sequence[Mapping[type[Table], Columns]], start: int, stop: int
-    ) -> None:
+    async def _read_topics(self, start: int) -> None:
+        """What was emitted, up to where the log is known to have it: after a crash it may lag."""
+        at, processor = self._at, self._past.processor
+        if not processor.outputs:
+            return
+        client = cast("Client", self._past.log)
+        place = at.topic, at.partition
+        found = await client.committed(
+            group_of(at.processor), [place], limit_ms=LIMITS.witness_wait_ms
+        )
+        stop = min(found.get(place, start), at.next_offset)
+        for topic in processor.outputs:
+            self._emitted[topic] = await Emitted.read(client, topic, at, start, stop)
+
+    def _compare_sends(self, sides: Sequence[Mapping[Topic, Sends]]) -> None:
+        """Events of one range: as `_compare`, with the log."""
+        one, *others = sides
+        for topic, emitted in self._emitted.items():
+            for other in others:
+                if not _same(one.get(topic), other.get(topic)):
+                    raise NotReproduced(
+                        f"{self._at.processor} emits other events to {topic.name} under other "
+                        "splits into batches.",
+                        _REMEDY,
+                    )
+            self._done.sent += emitted.compare(one.get(topic))
+
+    async def _compare(self, given: Sequence[_Range], start: int, stop: int) -> None:
         """Rows of one range: each side's with the first one's, and that with Postgres."""
+        self._compare_sends([each.sends for each in given])
+        sides = [each.rows for each in given]
         at, (one, *others) = self._at, self._sides
         for other in others:
             if other.machine.state.digest() != one.machine.state.digest():
@@ -245,8 +284,24 @@ class _Partition:
             ]
             self._done.rows += len(rows[0]["ls_offset"])
             _check(table, rows[0], rows[1:], there)
+        for emitted in self._emitted.values():
+            emitted.compare_end()
         for side in self._sides:
             side.check_handed_out()
+
+
+@dataclass(frozen=True)
+class _Range:
+    """What one side makes of a range."""
+
+    rows: Mapping[type[Table], Columns]
+    sends: Mapping[Topic, Sends]
+
+
+def _same(one: Sends | None, other: Sends | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one.rows, other.rows) and np.array_equal(one.origin, other.origin)
 
 
 @dataclass(frozen=True)
@@ -271,8 +326,8 @@ class _Side:
         self._at = at
         self._steps = steps
 
-    def run(self, given: Input) -> dict[type[Table], dict[str, np.ndarray]]:
-        """The rows of one range."""
+    def run(self, given: Input) -> _Range:
+        """The rows and events of one range."""
         machine, pieces = self.machine, list[Piece]()
         stops = {offset for offset in self._steps if given.start < offset < given.stop}
         for part in _cut(given, self._chance, stops):
@@ -287,7 +342,8 @@ class _Side:
                 raise _differs(self._at, letter.offset, f"was counted; now: {letter.error}")
             if machine.position in self._steps:
                 self._check_digest(self._steps[machine.position])
-        return results(type(machine.processor), pieces)
+        sends = joined_sends([piece.sends for piece in pieces])
+        return _Range(results(type(machine.processor), pieces), sends)
 
     def keep(self, table: type[Table], rows: Columns | None) -> None:
         """The newest row of each key so far."""

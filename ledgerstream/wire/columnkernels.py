@@ -127,6 +127,50 @@ def scan(
 
 
 @_njit
+def find_headers(
+    body: np.ndarray, count: int, name: np.ndarray, size: int, values: np.ndarray,
+    found: np.ndarray,
+) -> bool:  # fmt: skip
+    """Of each record the header of this name whose value has `size` bytes: `values` uint8[count,
+    size], `found` bool[count] where there is one. False if the body is malformed."""
+    at = 0
+    for i in range(count):
+        length, at = _varint(body, at)
+        if at < 0 or length < 0 or at + length > len(body):
+            return False
+        end = at + length
+        _, at = _varint(body, at + 1)
+        if at >= 0:
+            _, at = _varint(body, at)
+        for _ in range(2):  # key and value
+            if at >= 0:
+                width, at = _varint(body, at)
+                at = -1 if width > end - at else at + max(width, 0)
+        headers = np.int64(0)
+        if at >= 0:
+            headers, at = _varint(body, at)
+        while at >= 0 and headers > 0:
+            headers -= 1
+            name_size, at = _varint(body, at)
+            if at < 0 or name_size < 0 or name_size > end - at:
+                return False
+            same = name_size == len(name)
+            for k in range(len(name) if same else 0):
+                same = same and body[at + k] == name[k]
+            width, at = _varint(body, at + name_size)
+            if at < 0 or width > end - at:
+                return False
+            if same and width == size:
+                _copy(values, i * size, body, at, size)
+                found[i] = True
+            at += max(width, 0)
+        if at < 0:
+            return False
+        at = end
+    return True
+
+
+@_njit
 def _murmur2(data: np.ndarray, at: int, size: int) -> np.uint32:
     """murmur2 with Kafka's seed, over data[at : at + size]."""
     m = np.uint32(0x5BD1E995)

@@ -24,6 +24,7 @@ from ledgerstream.wire.columnkernels import (
     TEXT_KEY,
     WRONG_KEY,
     check_keys,
+    find_headers,
     gather_fixed,
     hash_rows,
     positive_murmur2,
@@ -304,6 +305,30 @@ class RowCodec:
             key_sizes, stamps, headers.reshape(-1), width, out,
         )  # fmt: skip
         return out[:size]
+
+
+def header_values(
+    data: Buffer, name: str, size: int, start: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int64[n] offsets, uint8[n, size]): of the records from `start` on that have a header of this
+    name and size, its value. `data`: whole batches; those that are malformed are passed over."""
+    wanted = np.frombuffer(name.encode(), np.uint8)
+    offsets, values = [np.empty(0, np.int64)], [np.empty((0, size), np.uint8)]
+    for at, header in batches.headers(data):
+        if header.control or header.next_offset <= start:
+            continue
+        try:
+            body = RowCodec._body(data, at, header)
+            spans = _spans(header, body, 0, END)
+        except DecodeError:
+            continue
+        these = np.empty((len(spans), size), np.uint8)
+        found = np.zeros(len(spans), np.bool_)
+        if find_headers(body, len(spans), wanted, size, these.reshape(-1), found):
+            found &= spans[:, 0] >= start
+            offsets.append(spans[found, 0])
+            values.append(these[found])
+    return np.concatenate(offsets), np.concatenate(values)
 
 
 def partition_order(hashes: np.ndarray, partitions: int) -> list[tuple[int, np.ndarray]]:

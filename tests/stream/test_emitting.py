@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import struct
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -21,18 +22,19 @@ from sqlalchemy.orm import Mapped
 
 from ledgerstream.client import LATEST, Client
 from ledgerstream.client import operator as client_operator
-from ledgerstream.errors import ConfigError, Overtaken, StoppedPartition
+from ledgerstream.errors import ConfigError, NotReproduced, Overtaken, StoppedPartition
 from ledgerstream.events import Event, Int32, Timestamp
 from ledgerstream.limits import LIMITS
 from ledgerstream.money import EUR
 from ledgerstream.stream import outbox
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.outbox import Outbox, group_of, id_of
-from ledgerstream.stream.outputs import HEADER, ORIGIN, Events
+from ledgerstream.stream.outputs import HEADER, Events
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Keyed, Processor, State, Topic
 from ledgerstream.stream.sink import Sink
 from ledgerstream.stream.tables import Rows, Table
+from ledgerstream.stream.verify import verify
 from ledgerstream.stream.worker import Worker
 from ledgerstream.wire import batches
 
@@ -148,11 +150,9 @@ class Setting:
                         row = np.frombuffer(record.value[8:], Total.dtype())[0]
                         ((name, content),) = record.headers
                         assert (name, content is None) == (HEADER, False)
-                        origin = np.frombuffer(content, ORIGIN)[0]
-                        found.append(
-                            (int(row["order_id"]), int(row["spent"]),
-                             (int(origin["partition"]), int(origin["offset"]), int(origin["n"])))
-                        )  # fmt: skip
+                        topic, *origin = struct.unpack(">iiqh", content)
+                        assert topic == 1
+                        found.append((int(row["order_id"]), int(row["spent"]), tuple(origin)))
                 if chunk.next_offset >= ends[chunk.partition]:
                     left.discard(chunk.partition)
                     reader.drop(chunk.partition)
@@ -439,6 +439,49 @@ async def test_a_witness_that_is_gone_stops_the_partition(setting: Setting) -> N
     await asyncio.to_thread(admin.delete_consumer_groups([group])[group].result, 30)
     with pytest.raises(StoppedPartition, match="up to where its outputs are"):
         await setting.worker().run()
+
+
+async def test_what_was_emitted_is_verified(setting: Setting) -> None:
+    for count in (40, 30):
+        await setting.write(count)
+        await setting.worker().run()
+    found = await verify(setting.processor, setting.client, setting.database)
+    assert (found.events, found.rows, found.sent) == (70, 70, 46)
+    assert "70 rows, 46 events in topics and every state digest equal" in str(found)
+
+    foreign = await setting.client.producer()  # who writes into the topic without saying whence
+    await foreign.send(setting.output.name, b"hello", partition=0)
+    await verify(setting.processor, setting.client, setting.database)
+
+
+@pytest.mark.parametrize("wrong", ["twice", "another", "missing"])
+async def test_an_event_that_should_not_be_so_is_named(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """A worker that is wrong: one event too many, one too few, or another one."""
+    real, name = Outbox.send, setting.output.name
+
+    async def send(it: Outbox, sends: Any, witness: Any) -> Any:
+        for topic, some in sends.items():
+            keep = np.arange(len(some))
+            if wrong == "missing":
+                keep = keep[1:]
+            if wrong == "twice":
+                keep = np.concatenate([keep[:1], keep])
+            rows = some.rows[keep]
+            if wrong == "another":
+                rows["spent"][-1] += 1
+            sends = {**sends, topic: replace(some, rows=rows, stamps=some.stamps[keep],
+                                             origin=some.origin[keep])}  # fmt: skip
+        return await real(it, sends, witness)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Outbox, "send", send)
+        await setting.write(40)
+        await setting.worker().run()
+    said = {"twice": "should not be there", "another": "has spent", "missing": "is missing"}[wrong]
+    with pytest.raises(NotReproduced, match=rf"{name}-\d: the event .*{said}"):
+        await verify(setting.processor, setting.client, setting.database)
 
 
 async def test_an_output_topic_that_is_not_there_is_said(setting: Setting) -> None:

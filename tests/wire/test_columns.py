@@ -12,7 +12,14 @@ from ledgerstream.events import Int16
 from ledgerstream.money import EUR
 from ledgerstream.wire import batches
 from ledgerstream.wire.batches import NewRecord
-from ledgerstream.wire.columns import Decoded, RowCodec, RowHeader, murmur2, partition_order
+from ledgerstream.wire.columns import (
+    Decoded,
+    RowCodec,
+    RowHeader,
+    header_values,
+    murmur2,
+    partition_order,
+)
 
 
 class Old(Event):
@@ -65,6 +72,24 @@ def test_rows_are_written_with_times_and_a_header_of_ones_own(encoding: str) -> 
         (("from", bytes(range(at, at + 3))),) for at in range(0, 15, 3)
     ]
     assert (codec.decode(data).rows == some).all()
+    offsets, values = header_values(data, "from", 3, 2)
+    assert (offsets.tolist(), values.tolist()) == ([2, 3, 4], header.values[2:].tolist())
+    for other in (header_values(data, "frim", 3), header_values(data, "from", 4)):
+        assert len(other[0]) == len(other[1]) == 0
+
+
+def test_one_header_is_found_among_others() -> None:
+    records = [
+        NewRecord(None, None, 5, (("a", b""), ("from", b"xyz"), ("b", None))),
+        NewRecord(b"key", b"value", 5),
+        NewRecord(b"", b"", 5, (("from", None),)),
+        NewRecord(b"", b"", 5, (("from", b"abc"),)),
+    ]
+    data = batches.encode_batch(records, codec=1)
+    offsets, values = header_values(data, "from", 3)
+    assert (offsets.tolist(), values.tobytes()) == ([0, 3], b"xyzabc")
+    for size in range(len(data)):  # torn ones give nothing, and harm nothing
+        header_values(data[:size], "from", 3)
 
 
 @pytest.mark.parametrize("compression", range(5))
