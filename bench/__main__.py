@@ -14,7 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import bars, columns, groups, log, on_event, pipeline, quix, runtime, transactions
+from bench import (
+    atomic,
+    bars,
+    columns,
+    groups,
+    log,
+    on_event,
+    pipeline,
+    quix,
+    runtime,
+    transactions,
+)
 from bench.rows import ROWS, Row
 from tests.peers import kafka
 
@@ -23,6 +34,7 @@ MODULES = (
     log,
     columns,
     pipeline,
+    atomic,
     quix,
     runtime,
     on_event,
