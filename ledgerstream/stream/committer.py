@@ -28,6 +28,7 @@ from ledgerstream.stream.witness import (
 )
 
 log = structlog.get_logger()
+IDLE_S = 3_600.0  # of a processor that does not emit: nothing is ever due
 
 
 class Committer:
@@ -88,8 +89,14 @@ class Committer:
         if self.outbox is not None:
             self.outbox.carry_all = True
 
-    async def carry_witness(self) -> None:
-        """Where nothing is under way: bring the witness up to what is committed."""
+    async def wait_witness_due(self) -> None:
+        """Until it has to be written anew, or the log would forget it; for ever without one."""
+        while self.outbox is None or (left_s := self.outbox.carry_s) > 0:
+            await asyncio.sleep(IDLE_S if self.outbox is None else left_s)
+
+    async def carry_witness(self, *, anew: bool = False) -> None:
+        """Where nothing is under way: bring the witness up to what is committed. `anew`: write it
+        also where it is there already."""
         outbox = self.outbox
         if outbox is None:
             return
@@ -97,7 +104,7 @@ class Committer:
         behind = [
             each.machine.still()
             for number, each in self._partitions.active.items()
-            if outbox.witness[number] < each.committed
+            if anew or outbox.witness[number] < each.committed
         ]
         if behind:
             await self.commit(behind)

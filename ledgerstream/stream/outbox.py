@@ -182,6 +182,8 @@ class Outbox:
     @property
     def carry_s(self) -> float:
         """Seconds until the witness is to be written anew though nothing is emitted."""
+        if not self.witness:
+            return LIMITS.witness_age_ms_max / 1_000
         return self._carried_at + LIMITS.witness_age_ms_max / 1_000 - time.monotonic()
 
     async def close(self) -> None:

@@ -84,6 +84,7 @@ class Stream:
         """Returns with everything computed also committed. Raises Overtaken and Reload."""
         stopping = asyncio.create_task(self._stopping.wait())
         looking = asyncio.create_task(self._lookout.wait_taken())
+        ageing = asyncio.create_task(self._committer.wait_witness_due())
         try:
             while True:
                 if self._taken and not self._partitions.active and self._commit is None:
@@ -97,10 +98,15 @@ class Stream:
                 if self._commit is None and self._waiting:
                     self._sent = joined(self._next_step())
                     self._commit = asyncio.create_task(self._timed_commit(self._sent))
+                if ageing.done():
+                    ageing = asyncio.create_task(self._committer.wait_witness_due())
+                    self._committer.ask_for_witness()
+                    if self._commit is None:  # and nothing waits to be committed
+                        self._commit = asyncio.create_task(self._timed_carry())
                 busy = {each for each in (self._fetch, self._commit) if each is not None}
                 if not busy:
                     return
-                waits = {*busy, looking} if draining else {*busy, looking, stopping}
+                waits = {*busy, looking, ageing} | (set() if draining else {stopping})
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 if looking.done():
                     self._leave(looking.result())
@@ -117,6 +123,7 @@ class Stream:
         finally:
             stopping.cancel()
             await cancelled(looking)
+            await cancelled(ageing)
             self._lookout.close()
             await cancelled(self._fetch)
             await cancelled(self._commit)
@@ -260,6 +267,11 @@ class Stream:
     async def _timed_commit(self, pieces: Sequence[Piece]) -> float:
         began = time.perf_counter()
         await self._committer.commit(pieces)
+        return time.perf_counter() - began
+
+    async def _timed_carry(self) -> float:
+        began = time.perf_counter()
+        await self._committer.carry_witness(anew=True)
         return time.perf_counter() - began
 
     async def _settle(self, commit: asyncio.Task[float]) -> None:

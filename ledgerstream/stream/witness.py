@@ -207,4 +207,4 @@ def carried(ranges: Mapping[int, tuple[int, int]], emits: bool, witness: Offsets
     is behind the one it has."""
     if not emits:
         return {}
-    return {p: stop for p, (_, stop) in ranges.items() if stop > witness[p]}
+    return {p: stop for p, (_, stop) in ranges.items() if stop >= witness[p]}

@@ -441,6 +441,35 @@ async def test_a_witness_that_is_gone_stops_the_partition(setting: Setting) -> N
         await setting.worker().run()
 
 
+async def test_a_witness_is_written_anew_though_nothing_is_emitted(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the log would forget it after a week; and a step without an output leaves it behind."""
+    monkeypatch.setattr(outbox, "LIMITS", replace(LIMITS, witness_age_ms_max=50))
+    await setting.write(1)  # which has no output
+    commits: list[dict[int, int]] = []
+    real = Outbox.commit
+
+    async def commit(it: Outbox, witness: Any) -> None:
+        await real(it, witness)
+        commits.append(dict(witness))
+
+    monkeypatch.setattr(Outbox, "commit", commit)
+    worker = Worker(setting.processor, setting.client, setting.database)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(30):
+        while len(commits) < 2 or sum(commits[-1].values()) < 1:
+            await asyncio.sleep(0.01)
+    at = len(commits)
+    async with asyncio.timeout(30):
+        while len(commits) < at + 2:  # again and again, without an event
+            await asyncio.sleep(0.01)
+    worker.stop()
+    await running
+    assert await setting.outputs() == []
+    await setting.check()
+
+
 async def test_what_was_emitted_is_verified(setting: Setting) -> None:
     for count in (40, 30):
         await setting.write(count)
