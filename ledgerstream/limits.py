@@ -141,6 +141,9 @@ class Limits:
     compute_ms_max: int = 120_000  # for the events of one chunk: what takes longer never ends
     state_keys_per_event_max: int = 4  # new rows a state table makes room for, an event of a batch
     window_slots_max: int = 1_000_000  # windows of one key and length that may be live at once
+    window_values: int = 100_000  # of a column that keeps them, in one window, unless it says so
+    window_values_max: int = 10_000_000  # what it may say: some 800 MB
+    window_top_max: int = 100  # places of one TopK
     replay_ms_target: int = (
         2_000  # a snapshot is due when replaying since the last would take longer
     )
@@ -189,6 +192,7 @@ class Limits:
         assert self.index_interval_bytes < self.segment_bytes < 2**31
         assert self.reader_partition_bytes >= self.batch_bytes_max
         assert self.reader_fetch_bytes_low <= self.reader_fetch_bytes
+        assert 0 < self.window_values <= self.window_values_max
         assert 0 < self.snapshot_share_max < 1
 
 

@@ -179,9 +179,10 @@ def state_kinds(processor: Any, name: str) -> dict[str, str]:
     if isinstance(spec, WindowSpec):
         found["width"] = "duration"
         for each in spec.columns:
-            kind = event.get(each.kept.column or "")
-            if kind is not None and (each.words == 1 or kind.isdigit()):  # a mean is no int
-                found[each.name] = kind
+            for column, unit in each.units.items():
+                kind = event.get(unit)
+                if kind is not None and (not each.is_mean or kind.isdigit()):  # a mean is no int
+                    found[column] = kind
     return found
 
 

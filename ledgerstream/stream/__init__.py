@@ -6,8 +6,10 @@ Postgres in one transaction. Never talks to a broker's insides: it reads the log
 Read in this order. What a user writes: `processor`, `tables`, `kernels`. The pure half: `batch`,
 `state` over `keyed` (rows behind a hash index, with undo and digest) and `arena` (sliding windows,
 over `arenakernels`), `windows` by watermark, kept in `windowstate` over `windowkernels`
-(`reports`: events that are corrected and cancelled, `reported` over `reportkernels`), `pgcopy` and
-`newest`, and `machine`, one partition's step. The edge: `source` (log to columns), `sink` (claims
+(`windowcolumns`: what they keep, by numbers of `windowplan`; `windowvalues` over `valuekernels`,
+`sketch` and `decay`: the columns that are more than a sum; `reports`: events that are corrected and
+cancelled, `reported` over `reportkernels`), `pgcopy` and `newest`, and `machine`, one partition's
+step. The edge: `source` (log to columns), `sink` (claims
 and the transaction of a step; `schema` has its tables, `faults` what can go wrong), `snapshots` (a
 `snapshot` in `pages`, of which those that changed are written) and `restore`. What moves it:
 `worker`, then `streaming`, `committer`, `lookout`, `snapshotter` and `partitions`; `several`, where

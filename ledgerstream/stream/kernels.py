@@ -87,6 +87,30 @@ cache and goes on at once. It changes nothing and reads nothing, so that any pla
 for loops over memory that lies far apart, some `AHEAD` items before they need it."""
 
 
+@numba.extending.intrinsic
+def _float_of(_: Any, word: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return numba.types.float64(numba.types.int64), generate
+
+
+@numba.extending.intrinsic
+def _bits_of(_: Any, value: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return numba.types.int64(numba.types.float64), generate
+
+
+float_of: Any = _float_of
+"""Inside a kernel: the float64 whose bits are an int64, as rows of state hold it."""
+bits_of: Any = _bits_of
+"""Inside a kernel: the int64 with the bits of a float64."""
+
+
 @contextmanager
 def compile_lock() -> Iterator[Path]:
     """Hold the cache's lock: one process compiles, the others then find its work."""

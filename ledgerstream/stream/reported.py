@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from ledgerstream.stream.arenakernels import OVERFLOW
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.keyed import KeyRows
 from ledgerstream.stream.reports import ReportKind, Reports
-from ledgerstream.stream.state import BadEvents, Dump
+from ledgerstream.stream.state import BadEvents
 from ledgerstream.stream.windowstate import Changes, WindowSpec, WindowState
 
 
@@ -29,9 +28,10 @@ class ReportedWindows(WindowState):
         self._bases = np.cumsum(hooks) - hooks
         key_words = max(spec.key.words, 1) + 1
         self._trade_at = 1 + key_words
-        content = self._trade_at + kernels.VALUES + len(self._used)
+        content = self._trade_at + kernels.VALUES + self._layout.given_words
         words = content + kernels.HOOKS + 3 * self._each
         self._trades = KeyRows(f"{name} reports", words, content, 1, key_words)
+        self._parts["reports"] = self._trades
 
     def add(self, batch: Batch) -> Changes:
         """Apply the reports of a batch in order; what became of the windows.
@@ -55,9 +55,7 @@ class ReportedWindows(WindowState):
             raise BadEvents([int(batch.offset[at])], f"{spec.time!r} is out of range for a window.")
         kept = self._kept(batch, keys, kinds)
         row = self._rows.resolve(windows[:pairs])
-        given = np.empty((n, len(self._used)), np.int64)
-        for column, name in enumerate(self._used):
-            given[:, column] = batch[name]
+        given = np.ascontiguousarray(self._layout.values(batch)[: self._layout.given_words].T)
         amended = int((kinds != ReportKind.NEW).sum()) * self._each
         most = self._rows.live + pairs
         room = 2 * most + pairs + amended
@@ -71,9 +69,8 @@ class ReportedWindows(WindowState):
             times, kinds, batch.offset, given, kept, events[:pairs], row, hooks, self._rows.rows,
             self._rows.content, self._at, self._trades.rows, self._trade_at, self._trades.content,
             seen, greatest, spec.delay_ns, spec.late_ns, self._over, self._every, self._bases,
-            self._rings, self._ring_at, self._slots, self._ops, self._columns, self._weights,
-            self._places, out, out_event, out_new, expired, ended, unmatched, log[0], log[1],
-            clock[3:-1], self._calls,
+            self._rings, self._ring_at, self._slots, self._layout.plan, out, out_event, out_new,
+            expired, ended, unmatched, log[0], log[1], clock[3:-1], self._calls,
         )  # fmt: skip
         if status == OVERFLOW:
             raise BadEvents([int(batch.offset[at])], "a sum of its window no longer fits.")
@@ -108,35 +105,9 @@ class ReportedWindows(WindowState):
         self._rows.resolve(self._rows.rows[old, 1 : self._at].copy())
         return kept
 
-    def digests(self) -> list[np.ndarray]:
-        return [*super().digests(), self._trades.digest]
-
     def begin(self, events: int) -> None:
         super().begin(events)
         self._trades.begin(events)
-
-    def seal(self) -> None:
-        super().seal()
-        self._trades.seal()
-
-    def forget(self) -> None:
-        super().forget()
-        self._trades.forget()
-
-    def rollback(self) -> None:
-        self._trades.rollback()
-        super().rollback()
-
-    def dump(self) -> Dump:
-        return {**super().dump(), "reports": self._trades.dump()}
-
-    def freeze(self) -> Callable[[], Dump]:
-        windows, trades = super().freeze(), self._trades.freeze()
-        return lambda: {**windows(), "reports": trades()}
-
-    def load(self, dump: Dump) -> None:
-        self._trades.load(dump["reports"])
-        super().load(dump)
 
     def _relink(self) -> None:
         """Links are not stored, and a rollback brings back old ones: all are made anew."""

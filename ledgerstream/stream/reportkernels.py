@@ -15,21 +15,21 @@ import numpy as np
 
 from ledgerstream.stream.arenakernels import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
 from ledgerstream.stream.kernels import BOOLS, I64, kernel
-from ledgerstream.stream.windowkernels import (
+from ledgerstream.stream.windowkernels import LINKS, add, advance, multiply, next_moves
+from ledgerstream.stream.windowplan import (
+    COLUMN,
     CORRECTIONS,
     EVENTS,
     FIRST_TIME,
     LAST_TIME,
-    LINKS,
     MAX,
     MEAN,
     MIN,
+    OP,
+    PLACE,
     SUM,
+    WEIGHT,
     WEIGHTED,
-    add,
-    advance,
-    multiply,
-    next_moves,
 )
 
 NEW, CORRECT, CANCEL = range(3)
@@ -113,10 +113,7 @@ def apply(
     rings: I64,
     ring_at: I64,
     slots: I64,
-    ops: I64,
-    columns: I64,
-    weights: I64,
-    places: I64,
+    plan: I64,
     out: I64,
     out_event: I64,
     out_new: BOOLS,
@@ -182,7 +179,7 @@ def apply(
         if kind != NEW:
             hits = _take_out(
                 t, time, kind == CANCEL, rows, content, at, trades, trade_at, links, over, every,
-                bases, ops, values, columns, weights, places, was, hit, rebuild,
+                bases, plan, values, was, hit, rebuild,
             )  # fmt: skip
             if hits < 0:
                 return finals, finals, gone, ended, refused, seen, greatest, OVERFLOW, i
@@ -221,7 +218,7 @@ def apply(
                 and (time == rows[r, at + FIRST_TIME] or time == rows[r, at + LAST_TIME])
             ):  # its place among those of that time is not the last
                 rebuild[h] = True
-            elif not add(rows, r, at, time, t, ops, values, columns, weights, places):
+            elif not add(rows, r, at, time, t, plan, values):
                 return finals, finals, gone, ended, refused, seen, greatest, OVERFLOW, i
         trades[t, links + LIVE] = kind != CANCEL and trades[t, links + HANGS] > 0
         if trades[t, links + LIVE] == 0:
@@ -230,8 +227,7 @@ def apply(
         for h in range(hits):
             r = hit[h]
             if rebuild[h] and not _rebuild(
-                r, rows, content, at, trades, trade_at, links, every, bases, ops, values, columns,
-                weights, places,
+                r, rows, content, at, trades, trade_at, links, every, bases, plan, values,
             ):  # fmt: skip
                 return finals, finals, gone, ended, refused, seen, greatest, OVERFLOW, i
             log_row[logged], log_event[logged] = r, i
@@ -330,11 +326,8 @@ def _take_out(
     over: I64,
     every: I64,
     bases: I64,
-    ops: I64,
+    plan: I64,
     values: I64,
-    columns: I64,
-    weights: I64,
-    places: I64,
     was: I64,
     hit: I64,
     rebuild: BOOLS,
@@ -351,7 +344,7 @@ def _take_out(
         r = was[3 * hook + WINDOW] - 1
         if r < 0:
             continue
-        how = _take(rows, r, at, old, t, ops, values, columns, weights, places)
+        how = _take(rows, r, at, old, t, plan, values)
         if how == _OVERFLOW:
             return -1
         hit[hits], rebuild[hits] = r, how == _REBUILD
@@ -427,18 +420,15 @@ def _rebuild(
     links: int,
     every: I64,
     bases: I64,
-    ops: I64,
+    plan: I64,
     values: I64,
-    columns: I64,
-    weights: I64,
-    places: I64,
 ) -> bool:
     """A window's aggregates from its events; False if one overflows."""
     rows[r, at + EVENTS : content] = 0
     t = rows[r, content + HEAD] - 1
     while t >= 0:
         time = trades[t, trade_at + TIME]
-        if not add(rows, r, at, time, t, ops, values, columns, weights, places):
+        if not add(rows, r, at, time, t, plan, values):
             return False
         hook = _hook(time, r, rows, at, every, bases)
         t = trades[t, links + HOOKS + 3 * hook + AFTER] - 1
@@ -452,24 +442,21 @@ def _take(
     at: int,
     time: int,
     event: int,
-    ops: I64,
+    plan: I64,
     values: I64,
-    columns: I64,
-    weights: I64,
-    places: I64,
 ) -> int:
     """Subtract an event from a window, unless what is left must be looked for."""
     if time == rows[r, at + FIRST_TIME] or time == rows[r, at + LAST_TIME]:
         return _REBUILD
-    for a in range(len(ops)):
-        extreme = ops[a] in (MIN, MAX)
-        if extreme and values[columns[a], event] == rows[r, at + places[a]]:
+    for a in range(len(plan)):
+        extreme = plan[a, OP] in (MIN, MAX)
+        if extreme and values[plan[a, COLUMN], event] == rows[r, at + plan[a, PLACE]]:
             return _REBUILD
     rows[r, at + EVENTS] -= 1
-    for a in range(len(ops)):
-        op, place = ops[a], at + places[a]
+    for a in range(len(plan)):
+        op, place = plan[a, OP], at + plan[a, PLACE]
         if op == SUM:
-            value = values[columns[a], event]
+            value = values[plan[a, COLUMN], event]
             total = rows[r, place] - value
             if overflows(total, value, rows[r, place]):
                 return _OVERFLOW
@@ -477,12 +464,12 @@ def _take(
         elif op in (MEAN, WEIGHTED):
             weight = 1
             if op == WEIGHTED:
-                weight = values[weights[a], event]
+                weight = values[plan[a, WEIGHT], event]
                 total = rows[r, place + 2] - weight
                 if overflows(total, weight, rows[r, place + 2]):
                     return _OVERFLOW
                 rows[r, place + 2] = total
-            high, low = multiply(values[columns[a], event], weight)
+            high, low = multiply(values[plan[a, COLUMN], event], weight)
             low_sum = np.uint64(rows[r, place])
             borrow = 1 if low_sum < low else 0
             high_sum = rows[r, place + 1] - high - borrow

@@ -16,12 +16,36 @@ import math
 import numpy as np
 
 from ledgerstream.stream.arenakernels import FAR_TIME, OK, OVERFLOW, TIME_LIMIT, overflows
-from ledgerstream.stream.kernels import BOOLS, I64, kernel
+from ledgerstream.stream.decay import decay
+from ledgerstream.stream.kernels import BOOLS, I64, bits_of, float_of, kernel
+from ledgerstream.stream.sketch import sketch_value
+from ledgerstream.stream.valuekernels import take_value
+from ledgerstream.stream.windowplan import (
+    COLUMN,
+    CORRECTIONS,
+    COUNT,
+    EVENTS,
+    EWM,
+    FIRST,
+    FIRST_TIME,
+    KEEPS_VALUES,
+    LAST,
+    LAST_TIME,
+    MAX,
+    MIN,
+    OP,
+    PLACE,
+    SIZE,
+    SKETCH,
+    SUM,
+    WEIGHT,
+    WEIGHTED,
+    WORDS,
+)
 
-FIRST, LAST, MIN, MAX, SUM, COUNT, MEAN, WEIGHTED = range(8)
-CORRECTIONS, EVENTS, FIRST_TIME, LAST_TIME, AGGREGATES = range(5)  # words after the key
-LINKS = 3  # words after a row's content: the next on its list (row + 1), the last pair that used
-#            it, and the call that made it
+LINKS = 4  # words after a row's content: the next on its list (row + 1), the last pair that used
+#            it, the call that made it, and the first of its values (`windowvalues`)
+VALUES = 3
 
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -94,11 +118,12 @@ def accumulate(
     rings: I64,
     ring_at: I64,
     slots: I64,
-    ops: I64,
+    plan: I64,
     values: I64,
-    columns: I64,
-    weights: I64,
-    places: I64,
+    sets: I64,
+    members: I64,
+    member: I64,
+    value_at: int,
     out: I64,
     out_event: I64,
     out_new: BOOLS,
@@ -107,11 +132,13 @@ def accumulate(
 ) -> tuple[int, int, int, int, int, int]:
     """Apply events in order to the rows that `assign` found; `at`: the first word after the key.
 
+    sets: the columns that keep values, and member[pairs · sets] the row of each in `members`.
+
     Rows that become final, and each late one's new version, are copied to out[:finals] with their
     event; windows that are open at the end and were touched follow in out[finals:rows]. out_new:
     whether no earlier call has copied that version; `call` is this one's number, never used before.
     Rows whose time is over are listed in `expired`. Returns finals, rows, how many expired, the
-    greatest time, and (OK, n), or OVERFLOW and the event at fault.
+    greatest time, and (OK, n), or OVERFLOW or CROWDED and the event at fault.
     """
     widths = len(over)
     close_at = np.empty(widths, np.int64)
@@ -149,8 +176,15 @@ def accumulate(
             final = rows[r, at - 2] + over[w] <= watermark
             if final and rows[r, at + EVENTS] > 0:
                 rows[r, at + CORRECTIONS] += 1
-            if not add(rows, r, at, time, i, ops, values, columns, weights, places):
+            if not add(rows, r, at, time, i, plan, values):
                 return finals, finals, gone, greatest, OVERFLOW, i
+            for s in range(len(sets)):
+                status = take_value(
+                    rows, r, at, content + VALUES, plan, sets[s], values, i, members,
+                    member[pair * len(sets) + s], value_at,
+                )  # fmt: skip
+                if status != OK:
+                    return finals, finals, gone, greatest, status, i
             rows[r, content + 1] = pair
             if final:
                 out[finals, :content] = rows[r, :content]
@@ -245,14 +279,12 @@ def add(
     at: int,
     time: int,
     event: int,
-    ops: I64,
+    plan: I64,
     values: I64,
-    columns: I64,
-    weights: I64,
-    places: I64,
 ) -> bool:
     """Take an event into a window's aggregates; False if one overflows."""
     fresh = rows[r, at + EVENTS] == 0
+    newest = rows[r, at + LAST_TIME]
     first = fresh or time < rows[r, at + FIRST_TIME]
     last = fresh or time >= rows[r, at + LAST_TIME]
     rows[r, at + EVENTS] += 1
@@ -260,13 +292,18 @@ def add(
         rows[r, at + FIRST_TIME] = time
     if last:
         rows[r, at + LAST_TIME] = time
-    for a in range(len(ops)):
-        op = ops[a]
-        if op == COUNT:
+    for a in range(len(plan)):
+        op = plan[a, OP]
+        if op == COUNT or op >= KEEPS_VALUES:
             continue
-        place = at + places[a]
-        value = values[columns[a], event]
-        if op == FIRST:
+        place = at + plan[a, PLACE]
+        value = values[plan[a, COLUMN], event]
+        if op == EWM:
+            if not add_decayed(rows, r, place, float_of(value), time, newest, plan[a, SIZE], fresh):
+                return False
+        elif op == SKETCH:
+            sketch_value(rows, r, place, values, plan[a, COLUMN], plan[a, WORDS], event)
+        elif op == FIRST:
             if first:
                 rows[r, place] = value
         elif op == LAST:
@@ -286,7 +323,7 @@ def add(
         else:
             weight = 1
             if op == WEIGHTED:
-                weight = values[weights[a], event]
+                weight = values[plan[a, WEIGHT], event]
                 total = rows[r, place + 2] + weight
                 if overflows(rows[r, place + 2], weight, total):
                     return False
@@ -300,6 +337,26 @@ def add(
             rows[r, place] = np.int64(low_sum)
             rows[r, place + 1] = high_sum
     return True
+
+
+@kernel
+def add_decayed(
+    rows: I64, r: int, place: int, value: float, time: int, newest: int, halflife: int, fresh: bool
+) -> bool:
+    """Σ value · weight and Σ weight, where the weight of an event halves with each half-life that
+    it is older than the newest; False where the sum is no number any more."""
+    if fresh:
+        total, weights = value, 1.0
+    else:
+        total, weights = float_of(rows[r, place]), float_of(rows[r, place + 1])
+        if time >= newest:
+            left = decay(time - newest, halflife)
+            total, weights = total * left + value, weights * left + 1.0
+        else:
+            weight = decay(newest - time, halflife)
+            total, weights = total + value * weight, weights + weight
+    rows[r, place], rows[r, place + 1] = bits_of(total), bits_of(weights)
+    return math.isfinite(total)
 
 
 @kernel

@@ -26,7 +26,7 @@ depends on the events before it alone, never on batches.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,13 +35,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 from ledgerstream.errors import ConfigError
 from ledgerstream.events import Int32, Timestamp
 from ledgerstream.limits import LIMITS
-from ledgerstream.stream import windowkernels as kernels
+from ledgerstream.stream import windowplan as plan
 from ledgerstream.stream.arenakernels import TIME_LIMIT
 from ledgerstream.stream.durations import duration_ns
 from ledgerstream.stream.reports import Reports
 from ledgerstream.stream.state import Declaration
 from ledgerstream.stream.tables import Rows, Table
-from ledgerstream.stream.windowstate import Aggregate, Changes, WindowColumn, WindowSpec
+from ledgerstream.stream.windowcolumns import Aggregate, WindowColumn
+from ledgerstream.stream.windowstate import Changes, WindowSpec
 
 if TYPE_CHECKING:
     from ledgerstream.stream.processor import Topic
@@ -53,38 +54,77 @@ _OWN = ("event", "start", "width", "version", "final", "new", "dropped", "key", 
 
 def First(column: str) -> Aggregate:
     """The value of the window's first event by event time, of those the first by offset."""
-    return Aggregate(kernels.FIRST, column)
+    return Aggregate(plan.FIRST, column)
 
 
 def Last(column: str) -> Aggregate:
     """The value of the window's last event by event time, of those the last by offset."""
-    return Aggregate(kernels.LAST, column)
+    return Aggregate(plan.LAST, column)
 
 
 def Min(column: str) -> Aggregate:
     """The least value."""
-    return Aggregate(kernels.MIN, column)
+    return Aggregate(plan.MIN, column)
 
 
 def Max(column: str) -> Aggregate:
     """The greatest value."""
-    return Aggregate(kernels.MAX, column)
+    return Aggregate(plan.MAX, column)
 
 
 def Sum(column: str) -> Aggregate:
     """The exact sum, in int64; an event that would overflow it is refused."""
-    return Aggregate(kernels.SUM, column)
+    return Aggregate(plan.SUM, column)
 
 
 def Count() -> Aggregate:
     """How many events."""
-    return Aggregate(kernels.COUNT)
+    return Aggregate(plan.COUNT)
 
 
 def Mean(column: str, *, weight: str | None = None) -> Aggregate:
     """Σ value · weight ÷ Σ weight, or the plain mean: a float64, rounded once, of exact sums (128
     bits over 64). NaN where the weights add up to nothing."""
-    return Aggregate(kernels.MEAN if weight is None else kernels.WEIGHTED, column, weight)
+    return Aggregate(plan.MEAN if weight is None else plan.WEIGHTED, column, weight)
+
+
+def Ewm(column: str, *, halflife: Duration) -> Aggregate:
+    """The exponentially weighted mean: an event weighs half as much for each `halflife` that it is
+    older, by event time, than the newest of the window. A float64, of integers, money or floats.
+
+    One event after the other in the order of offsets, by +, × and ÷ alone, so the bits are the same
+    under every split and on every machine. A late event gets the weight of its age, so the mean is
+    that of pandas' `ewm(halflife=…, times=…)` over the events in the order of time, up to rounding.
+    An event whose number is not finite is refused.
+    """
+    return Aggregate(plan.EWM, column, size=duration_ns(halflife))
+
+
+def Distinct(column: str, *, approximate: bool = False, limit: int | None = None) -> Aggregate:
+    """How many different values, of an integer, money, time, enum or text column: an int.
+
+    Exact: each value of a window is kept, in some 80 bytes, until the window goes. An event that
+    would bring a window more than `limit` of them (LIMITS.window_values) is refused, and becomes a
+    dead letter. approximate: by HyperLogLog instead, 2 KiB a window whatever comes; the standard
+    error is 2.3 % of the number of values, and few values are counted nearly exactly.
+    """
+    if approximate:
+        return Aggregate(plan.SKETCH, column, limit=0 if limit is None else -1)
+    return Aggregate(plan.DISTINCT, column, limit=LIMITS.window_values if limit is None else limit)
+
+
+def TopK(column: str, *, k: int, by: Aggregate, limit: int | None = None) -> Aggregate:
+    """The k values with the greatest totals, `by` Count() or Sum("amount"), exactly; those of one
+    total by value, the lesser first (text by its bytes).
+
+    `top=TopK("terminal", k=2, by=Count())` gives the columns top_1, top_2, the values, and
+    top_1_total, top_2_total. Where a window has fewer values, the places behind them are zero
+    (empty text) with a total of zero. Values are kept, and limited, as those of `Distinct` are.
+    """
+    ops = {plan.COUNT: plan.TOP_COUNT, plan.SUM: plan.TOP_SUM}
+    op = ops.get(by.op, -1) if isinstance(by, Aggregate) else -1
+    weight = by.column if isinstance(by, Aggregate) else None
+    return Aggregate(op, column, weight, k, LIMITS.window_values if limit is None else limit)
 
 
 class Hopping(Declaration):
@@ -153,36 +193,18 @@ class Hopping(Declaration):
                 f"{LIMITS.window_slots_max:,} are.",
                 "Make delay or late shorter, or the windows longer.",
             )
-        columns = tuple(
-            self._column(f"{where}.{name}", name, kept, source)
-            for name, kept in self.columns.items()
-        )
-        if not columns:
-            raise ConfigError(f"{where}: say what to keep, as in count=Count().")
+        columns = checked_columns(where, self.by, self.columns, source)
         if self.reports is not None:
             self.reports.check(where, source)
+            for column in columns:
+                if column.kept.op >= plan.EWM:
+                    raise ConfigError(
+                        f"{where}.{column.name}: Ewm, Distinct and TopK cannot take an event back, "
+                        "as reports would have it.",
+                        "Declare such a column in windows of their own, without reports=….",
+                    )
         key = source.kept_by(where, self.by)
         return WindowSpec(key, time, over, every, delay, late, columns, self.reports)
-
-    def _column(self, where: str, name: str, kept: Any, source: Topic) -> WindowColumn:
-        if name in _OWN or name == self.by or name.startswith("_"):
-            raise ConfigError(f"{where}: a column of windows cannot be named {name!r}.")
-        if not isinstance(kept, Aggregate):
-            raise ConfigError(f"{where} is {kept!r}.", 'Give an aggregate, as in Max("price").')
-        for column in (kept.column, kept.weight):
-            if column is None:
-                continue
-            found = source.column(column, name)
-            if found.kind not in ("int", "money", "bool", "enum", "timestamp"):
-                raise ConfigError(
-                    f"{where}: {column!r} is {found.kind}; windows are exact, so they are over "
-                    "integers, money or times.",
-                    "Declare the field as an integer of its smallest unit, such as a price in "
-                    "ticks.",
-                )
-        keeps = kept.op in (kernels.FIRST, kernels.LAST, kernels.MIN, kernels.MAX)
-        dtype = source.event.columns()[kept.column].dtype if keeps and kept.column else None
-        return WindowColumn(name, kept, dtype)
 
 
 class Tumbling(Hopping):
@@ -203,6 +225,65 @@ class Tumbling(Hopping):
             by=by, over=over, every=None, delay=delay, late=late, on_late=on_late,
             reports=reports, **columns,
         )  # fmt: skip
+
+
+def checked_columns(
+    where: str, by: str, kept: Mapping[str, Any], source: Topic
+) -> tuple[WindowColumn, ...]:
+    """Declared columns of windows. Raises ConfigError, which names `where`."""
+    columns = tuple(
+        _column(f"{where}.{name}", by, name, each, source) for name, each in kept.items()
+    )
+    if not columns:
+        raise ConfigError(f"{where}: say what to keep, as in count=Count().")
+    names = [name for column in columns for name in column.names]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: two columns are called {name!r}.")
+    return columns
+
+
+def _column(where: str, by: str, name: str, kept: Any, source: Topic) -> WindowColumn:
+    if name in _OWN or name == by or name.startswith("_"):
+        raise ConfigError(f"{where}: a column of windows cannot be named {name!r}.")
+    if not isinstance(kept, Aggregate):
+        raise ConfigError(f"{where} is {kept!r}.", 'Give an aggregate, as in Max("price").')
+    if kept.op < 0:
+        raise ConfigError(f'{where}: TopK goes by Count() or by a sum, as in by=Sum("amount").')
+    values = kept.op in (plan.SKETCH, plan.DISTINCT, plan.TOP_COUNT, plan.TOP_SUM)
+    for role, column in (("column", kept.column), ("weight", kept.weight)):
+        if column is None:
+            continue
+        found = source.column(column, name)
+        allowed = {"int", "money", "bool", "enum", "timestamp"}
+        if role == "column" and values:
+            allowed.add("text")
+        elif kept.op == plan.EWM:
+            allowed.add("float")
+        if found.kind not in allowed:
+            raise ConfigError(
+                f"{where}: {column!r} is {found.kind}; windows are exact, so they are over "
+                "integers, money or times.",
+                "Declare the field as an integer of its smallest unit, such as a price in ticks.",
+            )
+    _check_numbers(where, kept)
+    keeps = values or kept.op in (plan.FIRST, plan.LAST, plan.MIN, plan.MAX)
+    dtype = source.event.columns()[kept.column].dtype if keeps and kept.column else None
+    return WindowColumn(name, kept, dtype)
+
+
+def _check_numbers(where: str, kept: Aggregate) -> None:
+    if kept.op == plan.EWM and kept.size == 0:
+        raise ConfigError(f"{where}: a half-life of nothing leaves no weights.")
+    if kept.op == plan.SKETCH and kept.limit:
+        raise ConfigError(f"{where}: what is approximate has no limit.")
+    if kept.op >= plan.KEEPS_VALUES and not 1 <= kept.limit <= LIMITS.window_values_max:
+        raise ConfigError(
+            f"{where}: limit={kept.limit!r} is not between 1 and {LIMITS.window_values_max:,}."
+        )
+    top = kept.op in (plan.TOP_COUNT, plan.TOP_SUM)
+    if top and not 1 <= kept.size <= LIMITS.window_top_max:
+        raise ConfigError(f"{where}: k={kept.size!r} is not between 1 and {LIMITS.window_top_max}.")
 
 
 class WindowTable(Table):

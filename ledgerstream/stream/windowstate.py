@@ -13,34 +13,15 @@ import numpy as np
 
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream import windowkernels as kernels
-from ledgerstream.stream.arenakernels import OVERFLOW
+from ledgerstream.stream.arenakernels import OK, OVERFLOW
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.keyed import KeyRows
 from ledgerstream.stream.reports import Reports
 from ledgerstream.stream.state import BadEvents, Dump, Key
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """What a window keeps of its events; made by `First`, `Sum` and so on."""
-
-    op: int
-    column: str | None = None
-    weight: str | None = None
-
-
-@dataclass(frozen=True)
-class WindowColumn:
-    """A declared column; `dtype` of the values that it picks, None for sums, counts and means."""
-
-    name: str
-    kept: Aggregate
-    dtype: np.dtype | None
-
-    @property
-    def words(self) -> int:
-        """Of a row that it takes: a mean's sum has two, the weights a third."""
-        return {kernels.COUNT: 0, kernels.MEAN: 2, kernels.WEIGHTED: 3}.get(self.kept.op, 1)
+from ledgerstream.stream.valuekernels import CROWDED
+from ledgerstream.stream.windowcolumns import Layout, WindowColumn
+from ledgerstream.stream.windowplan import AGGREGATES, CORRECTIONS
+from ledgerstream.stream.windowvalues import WindowValues
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,7 @@ class WindowSpec:
 
     def stored(self) -> list[object]:
         """The declaration as far as stored bytes depend on it."""
-        kept = [[c.name, c.kept.op, c.kept.column, c.kept.weight] for c in self.columns]
+        kept = [column.stored() for column in self.columns]
         return [
             "windows", *self.key.stored, self.time, list(self.over_ns), list(self.every_ns),
             self.delay_ns, self.late_ns, kept,
@@ -131,11 +112,8 @@ class WindowState:
         self._spec = spec
         key_words = max(spec.key.words, 1)
         self._at = 1 + key_words + 2  # the first word after key, start and width
-        places, words = [], kernels.AGGREGATES
-        for column in spec.columns:
-            places.append(words)
-            words += column.words
-        content = self._at + words
+        self._layout = Layout(spec.columns)
+        content = self._at + AGGREGATES + self._layout.words
         self._rows = KeyRows(name, content + self.LINKS, content, 1, key_words + 2)
         # One row: 0 · whether there was an event · the greatest time · dropped, a width.
         clock_words = 3 + len(spec.over_ns) + self.COUNTERS
@@ -147,13 +125,10 @@ class WindowState:
         self._slots = np.array([1 << int(life - 1).bit_length() for life in lives], np.int64)
         self._ring_at = np.cumsum(self._slots) - self._slots
         self._rings = np.zeros(int(self._slots.sum()), np.int64)
-        used = [c for column in spec.columns for c in (column.kept.column, column.kept.weight)]
-        self._used = sorted({name for name in used if name is not None})
-        index = {name: at for at, name in enumerate(self._used)} | {None: 0}
-        self._ops = np.array([column.kept.op for column in spec.columns], np.int64)
-        self._columns = np.array([index[c.kept.column] for c in spec.columns], np.int64)
-        self._weights = np.array([index[c.kept.weight] for c in spec.columns], np.int64)
-        self._places = np.array(places, np.int64)
+        self._values = WindowValues(name, self._layout, key_words + 2)
+        self._parts = {"rows": self._rows, "clock": self._clock}
+        if len(self._layout.sets):
+            self._parts["values"] = self._values.table
         self._calls = 0  # of `add`
 
     def __len__(self) -> int:
@@ -188,9 +163,8 @@ class WindowState:
             raise BadEvents([int(batch.offset[at])], f"{spec.time!r} is out of range for a window.")
         events = events[:pairs]
         row = self._rows.resolve(windows[:pairs])
-        values = np.empty((max(len(self._used), 1), n), np.int64)
-        for into, name in zip(values, self._used, strict=False):
-            into[:] = batch[name]
+        values = self._layout.values(batch)
+        member = self._values.resolve(events, windows[:pairs], values)
         most = self._rows.live + pairs
         out = np.empty((most + pairs, self._rows.content), np.int64)
         out_event, expired = np.empty(most + pairs, np.int64), np.empty(most, np.int64)
@@ -199,13 +173,15 @@ class WindowState:
         finals, made, gone, greatest, status, at = kernels.accumulate(
             times, events, row, self._rows.rows, self._at, seen, greatest, spec.delay_ns,
             spec.late_ns, self._over, self._every, self._rings, self._ring_at, self._slots,
-            self._ops, values, self._columns, self._weights, self._places, out, out_event, out_new,
-            expired, self._calls,
+            self._layout.plan, values, self._layout.sets, self._values.table.rows, member,
+            self._values.value_at, out, out_event, out_new, expired, self._calls,
         )  # fmt: skip
-        if status == OVERFLOW:
-            raise BadEvents([int(batch.offset[at])], "a sum of its window no longer fits.")
+        if status != OK:
+            raise BadEvents([int(batch.offset[at])], refusal(status))
         clock[1], clock[2] = 1, greatest
-        self._rows.remove(expired[:gone].copy())
+        gone_rows = expired[:gone].copy()
+        self._values.remove_of(gone_rows, self._rows.rows, self._at, self._link)
+        self._rows.remove(gone_rows)
         order = self._ordered(out[:finals], out_event[:finals], made)
         order = order[np.argsort(out_event[order], kind="stable")]
         final, new = order < finals, out_new[order]
@@ -229,30 +205,18 @@ class WindowState:
     ) -> Changes:
         at = self._at
         columns = {self._spec.by: self._spec.key.read(rows[:, 1:], 0).astype(self._spec.key.dtype)}
-        for column, place in zip(self._spec.columns, self._places, strict=True):
-            columns[column.name] = self._read(rows, column, at + int(place))
+        columns |= self._layout.read(rows, at)
         return Changes(
             event,
             rows[:, at - 2].copy(),
             self._over[rows[:, at - 1]],
-            (rows[:, at + kernels.CORRECTIONS] + 1).astype(np.int32),
+            (rows[:, at + CORRECTIONS] + 1).astype(np.int32),
             final,
             new,
             dropped,
             self._spec.by,
             columns,
         )
-
-    def _read(self, rows: np.ndarray, column: WindowColumn, place: int) -> np.ndarray:
-        if column.kept.op == kernels.COUNT:
-            return rows[:, self._at + kernels.EVENTS].copy()
-        if column.words == 1:
-            return rows[:, place].astype(column.dtype or np.int64)
-        weight = place + 2 if column.words == 3 else self._at + kernels.EVENTS
-        low, high, by = (rows[:, word].copy() for word in (place, place + 1, weight))
-        result = np.empty(len(rows), np.float64)
-        kernels.means(low, high, by, result)
-        return result
 
     def columns(self) -> dict[str, np.ndarray]:
         """The content for people: a row a window that is kept. Copies."""
@@ -267,37 +231,46 @@ class WindowState:
         return {self._spec.by: found.key, **own, "final": final, **found.columns}
 
     def digests(self) -> list[np.ndarray]:
-        return [self._rows.digest, self._clock.digest]
+        return [part.digest for part in self._parts.values()]
 
     def begin(self, events: int) -> None:
-        room = LIMITS.state_keys_per_event_max
-        self._rows.begin(-(-max(events, 1) * self._each // room))
+        pairs = max(events, 1) * self._each
+        self._rows.begin(-(-pairs // LIMITS.state_keys_per_event_max))
         self._clock.begin(1)
+        if len(self._layout.sets):
+            self._values.begin(pairs)
 
     def seal(self) -> None:
-        self._rows.seal()
-        self._clock.seal()
+        for part in self._parts.values():
+            part.seal()
 
     def forget(self) -> None:
-        self._rows.forget()
-        self._clock.forget()
+        for part in self._parts.values():
+            part.forget()
 
     def rollback(self) -> None:
-        self._rows.rollback()
-        self._clock.rollback()
+        for part in self._parts.values():
+            part.rollback()
         self._relink()
 
     def dump(self) -> Dump:
-        return {"rows": self._rows.dump(), "clock": self._clock.dump()}
+        return {name: part.dump() for name, part in self._parts.items()}
 
     def freeze(self) -> Callable[[], Dump]:
-        rows, clock = self._rows.freeze(), self._clock.dump()
-        return lambda: {"rows": rows(), "clock": clock}
+        parts = {name: part.freeze() for name, part in self._parts.items()}
+        return lambda: {name: part() for name, part in parts.items()}
 
     def load(self, dump: Dump) -> None:
-        self._rows.load(dump["rows"])
-        self._clock.load(dump["clock"])
+        for name, part in self._parts.items():
+            part.load(dump[name])
+        if len(self._layout.sets):
+            self._values.relink(self._rows, self._link)
         self._relink()
+
+    @property
+    def _link(self) -> int:
+        """The word of a row from which its values are chained."""
+        return self._rows.content + kernels.VALUES
 
     def _relink(self) -> None:
         live = self._rows.live_rows()
@@ -305,3 +278,11 @@ class WindowState:
             self._rows.rows, live, self._rows.content, self._at, self._every, self._rings,
             self._ring_at, self._slots,
         )  # fmt: skip
+
+
+def refusal(status: int) -> str:
+    """Why an event was refused."""
+    if status == CROWDED:
+        return "its window has as many different values as it may have."
+    assert status == OVERFLOW
+    return "a sum of its window no longer fits."

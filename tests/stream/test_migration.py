@@ -31,7 +31,7 @@ from ledgerstream.stream.snapshot import declared, layout_of
 from ledgerstream.stream.state import Declaration, Spec
 from ledgerstream.stream.tables import Rows, Table
 from ledgerstream.stream.verify import verify
-from ledgerstream.stream.windows import Count, Max, Sum, Tumbling
+from ledgerstream.stream.windows import Count, Distinct, Ewm, Max, Sum, TopK, Tumbling
 from ledgerstream.stream.worker import Progress, Worker
 from tests.stream.memorylog import MemoryLog
 from tests.stream.spending import Payment, payments
@@ -247,6 +247,19 @@ BARS = {"over": "1min", "low": Count(), "high": Max("amount")}
             resolved(bars=Tumbling(by="account", over="1min", high=Max("amount"), low=Count())),
             ["Balances.bars: columns are declared in the order high, low, and stored in the order "
              "low, high."],
+        ),
+        (
+            resolved(bars=Tumbling(
+                by="country", over="1min", n=Distinct("name"), m=Ewm("amount", halflife="1s"),
+                t=TopK("other", k=3, by=Count()), s=Distinct("other", limit=9),
+            )),
+            resolved(bars=Tumbling(
+                by="country", over="1min", n=Distinct("name", approximate=True),
+                m=Ewm("amount", halflife="2s"), t=TopK("other", k=4, by=Count()),
+                s=Distinct("other", limit=8),
+            )),
+            [f"Balances.bars: column {name!r} is declared with another aggregate than is stored."
+             for name in "nmts"],
         ),
         (
             resolved(bars=Tumbling(by="country", **BARS)),
