@@ -31,6 +31,7 @@ _HOMES = {
     "TopK": "ledgerstream.stream.windows",
     "Tumbling": "ledgerstream.stream.windows",
     "WindowTable": "ledgerstream.stream.windows",
+    "Session": "ledgerstream.stream.sessions",
     "ReportKind": "ledgerstream.stream.reports",
     "Reports": "ledgerstream.stream.reports",
     "Sliding": "ledgerstream.stream.processor",

@@ -164,6 +164,7 @@ def state_rows(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> l
 def state_kinds(processor: Any, name: str) -> dict[str, str]:
     """Of a declared state: column → "time", "duration", or the currency of money and its sums."""
     from ledgerstream.stream.durations import duration_text
+    from ledgerstream.stream.sessionstate import SessionSpec
     from ledgerstream.stream.state import ArenaSpec, KeyedSpec
     from ledgerstream.stream.windowstate import WindowSpec
 
@@ -176,7 +177,9 @@ def state_kinds(processor: Any, name: str) -> dict[str, str]:
     if isinstance(spec, ArenaSpec) and spec.value in event:
         sums = [f"sum_{duration_text(window)}" for window in spec.windows_ns]
         return found | dict.fromkeys(sums, event[spec.value])
-    if isinstance(spec, WindowSpec):
+    if isinstance(spec, SessionSpec):
+        found["end"] = "time"
+    if isinstance(spec, (WindowSpec, SessionSpec)):
         found["width"] = "duration"
         for each in spec.columns:
             for column, unit in each.units.items():

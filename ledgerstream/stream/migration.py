@@ -20,14 +20,16 @@ from ledgerstream.stream.state import Dump, KeyedSpec, Spec
 Specs = Mapping[str, Spec]
 Layout = Mapping[str, Sequence[Any]]  # state name → what `Spec.stored` gave
 
-_KINDS = {"keyed": "Keyed", "sliding": "Sliding", "windows": "Tumbling or Hopping"}
+_KINDS = {"keyed": "Keyed", "sliding": "Sliding", "windows": "Tumbling or Hopping",
+          "sessions": "Session"}  # fmt: skip
 _FIELDS = {  # what follows the key in `Spec.stored`
     "keyed": ("columns", "expire", "time"),
     "sliding": ("time", "sum", "over", "delay", "late"),
     "windows": ("time", "over", "every", "delay", "late", "columns", "reports"),
+    "sessions": ("gap", "time", "delay", "late", "on_late", "columns"),
 }
-_LISTED = {"keyed": 0, "sliding": 2, "windows": 1}  # which of them is the first list
-_LENGTHS = {"expire", "over", "every", "delay", "late"}
+_LISTED = {"keyed": 0, "sliding": 2, "windows": 1, "sessions": 0}  # which of them is the first list
+_LENGTHS = {"expire", "over", "every", "delay", "late", "gap"}
 _NOTHING = object()
 
 

@@ -2,7 +2,7 @@
 
     state.spent.add(batch)          a Sliding window: exact totals, one an event
     state.accounts.at(batch.account)   a Keyed table: rows found or added, columns to write
-    state.bars.add(batch)           Tumbling or Hopping windows: what became final (`windows`)
+    state.bars.add(batch)           Tumbling, Hopping or Session: what became final (`windows`)
 
 All follow the frames of `KeyRows`: what a call of `process` changes is undone to the bit by
 `rollback`, or settled by `forget`.

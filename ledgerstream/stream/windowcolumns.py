@@ -187,8 +187,9 @@ def _read(rows: np.ndarray, column: WindowColumn, at: int, place: int) -> dict[s
             return {column.name: rows[:, place].copy()}
         case plan.EWM:
             sums = np.ascontiguousarray(rows[:, place : place + 2]).view(np.float64)
-            with np.errstate(invalid="ignore"):  # of no events: NaN
-                return {column.name: sums[:, 0] / sums[:, 1]}
+            mean = np.full(len(rows), np.nan)  # of no events; 0 ÷ 0 has other bits elsewhere
+            np.divide(sums[:, 0], sums[:, 1], out=mean, where=sums[:, 1] != 0)
+            return {column.name: mean}
         case plan.SKETCH:
             result = np.empty(len(rows), np.int64)
             registers = np.ascontiguousarray(rows[:, place : place + column.words])
@@ -199,7 +200,7 @@ def _read(rows: np.ndarray, column: WindowColumn, at: int, place: int) -> dict[s
         case plan.MEAN | plan.WEIGHTED:
             weight = place + 2 if column.words == 3 else at + plan.EVENTS
             low, high, by = (rows[:, word].copy() for word in (place, place + 1, weight))
-            mean = np.empty(len(rows), np.float64)
+            mean = np.empty(len(rows))
             means(low, high, by, mean)
             return {column.name: mean}
     return {column.name: rows[:, place].astype(column.dtype or np.int64)}

@@ -6,8 +6,9 @@ event is in `windowkernels`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from ledgerstream.stream.valuekernels import CROWDED
 from ledgerstream.stream.windowcolumns import Layout, WindowColumn
 from ledgerstream.stream.windowplan import AGGREGATES, CORRECTIONS
 from ledgerstream.stream.windowvalues import WindowValues
+
+if TYPE_CHECKING:
+    from ledgerstream.stream.sessionstate import SessionSpec
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ class WindowSpec:
 class Changes:
     """What a batch did to windows: rows [n] in the order of the events that caused them.
 
-    Each final version that the batch caused; then, of windows that it touched and that are open at
-    its end, how they stand: version 1, not final.
+    Each final version that the batch caused; and, of windows that it touched and that are open at
+    its end, how they stand: the version that they will be, not final (1, but for sessions that a
+    late event has opened again).
 
     event:    int64[n], the index of the event in the batch.
     key:      int64[n] or bytes[n]; also under the name of the key's column.
@@ -94,6 +99,11 @@ class Changes:
     def key(self) -> np.ndarray:
         return self.columns[self.by]
 
+    def with_column(self, name: str, values: np.ndarray) -> Changes:
+        """The same with one column more, the first after the key."""
+        rest = {each: column for each, column in self.columns.items() if each != self.by}
+        return replace(self, columns={self.by: self.key, name: values, **rest})
+
     def __getattr__(self, name: str) -> np.ndarray:
         columns = self.__dict__.get("columns", {})
         if name not in columns:
@@ -102,33 +112,31 @@ class Changes:
         return column
 
 
-class WindowState:
-    """Windows of one partition. Frames as in `KeyRows`."""
+class KeptWindows:
+    """Rows of windows of one partition, and its clock. Frames as in `KeyRows`.
 
-    LINKS = kernels.LINKS
-    COUNTERS = 0  # words of the clock besides
+    key · start · number of the width, then what `windowplan` says, the columns, and links.
+    """
 
-    def __init__(self, name: str, spec: WindowSpec) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: WindowSpec | SessionSpec,
+        widths: Sequence[int],
+        links: int,
+        counters: int = 0,
+    ) -> None:
         self._spec = spec
-        key_words = max(spec.key.words, 1)
-        self._at = 1 + key_words + 2  # the first word after key, start and width
+        self._key_words = max(spec.key.words, 1)
+        self._at = 1 + self._key_words + 2  # the first word after key, start and width
         self._layout = Layout(spec.columns)
         content = self._at + AGGREGATES + self._layout.words
-        self._rows = KeyRows(name, content + self.LINKS, content, 1, key_words + 2)
-        # One row: 0 · whether there was an event · the greatest time · dropped, a width.
-        clock_words = 3 + len(spec.over_ns) + self.COUNTERS
+        self._rows = KeyRows(name, content + links, content, 1, self._key_words + 2)
+        # One row: 0 · whether there was an event · the greatest time · dropped, a width · counters.
+        clock_words = 3 + len(widths) + counters
         self._clock = KeyRows(f"{name} clock", clock_words, clock_words)
-        self._over = np.array(spec.over_ns, np.int64)
-        self._every = np.array(spec.every_ns, np.int64)
-        self._each = int((-(-self._over // self._every)).sum())  # windows of an event
-        lives = (self._over + spec.delay_ns + spec.late_ns) // self._every + 2
-        self._slots = np.array([1 << int(life - 1).bit_length() for life in lives], np.int64)
-        self._ring_at = np.cumsum(self._slots) - self._slots
-        self._rings = np.zeros(int(self._slots.sum()), np.int64)
-        self._values = WindowValues(name, self._layout, key_words + 2)
+        self._over = np.array(widths, np.int64)
         self._parts = {"rows": self._rows, "clock": self._clock}
-        if len(self._layout.sets):
-            self._parts["values"] = self._values.table
         self._calls = 0  # of `add`
 
     def __len__(self) -> int:
@@ -140,6 +148,105 @@ class WindowState:
         """The greatest event time less `delay`, ns; None before the first event."""
         clock = self._clock.dump()
         return int(clock[0, 2]) - self._spec.delay_ns if len(clock) and clock[0, 1] else None
+
+    def _ordered(self, finals: np.ndarray, event: np.ndarray, made: int) -> np.ndarray:
+        """Final rows by event, width, end and key; then those that are open."""
+        keys = [finals[:, word] for word in range(self._at - 3, 0, -1)]
+        start, width = finals[:, self._at - 2], finals[:, self._at - 1]
+        return np.concatenate(
+            [np.lexsort((*keys, start, width, event)), np.arange(len(event), made)]
+        )
+
+    def _changes(
+        self,
+        rows: np.ndarray,
+        event: np.ndarray,
+        final: np.ndarray,
+        new: np.ndarray,
+        dropped: np.ndarray,
+    ) -> Changes:
+        at = self._at
+        columns = {self._spec.by: self._spec.key.read(rows[:, 1:], 0).astype(self._spec.key.dtype)}
+        columns |= self._layout.read(rows, at)
+        return Changes(
+            event,
+            rows[:, at - 2].copy(),
+            self._over[rows[:, at - 1]],
+            (rows[:, at + CORRECTIONS] + 1).astype(np.int32),
+            final,
+            new,
+            dropped,
+            self._spec.by,
+            columns,
+        )
+
+    def _ends(self, rows: np.ndarray) -> np.ndarray:
+        """int64[n]: when windows are final, by the watermark."""
+        ends: np.ndarray = rows[:, self._at - 2] + self._over[rows[:, self._at - 1]]
+        return ends
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The content for people: a row a window that is kept. Copies."""
+        rows = self._rows.dump()
+        clock = self._clock.dump()
+        greatest = int(clock[0, 2]) if len(clock) else 0
+        final = self._ends(rows) <= greatest - self._spec.delay_ns
+        zeros = np.zeros(len(rows), np.int64)
+        found = self._changes(rows, zeros, final, zeros > 0, clock[:, 3:].ravel())
+        own = {"start": found.start, "width": found.width, "version": found.version}
+        return {self._spec.by: found.key, **own, "final": final, **found.columns}
+
+    def digests(self) -> list[np.ndarray]:
+        return [part.digest for part in self._parts.values()]
+
+    def seal(self) -> None:
+        for part in self._parts.values():
+            part.seal()
+
+    def forget(self) -> None:
+        for part in self._parts.values():
+            part.forget()
+
+    def rollback(self) -> None:
+        for part in self._parts.values():
+            part.rollback()
+        self._relink()
+
+    def dump(self) -> Dump:
+        return {name: part.dump() for name, part in self._parts.items()}
+
+    def freeze(self) -> Callable[[], Dump]:
+        parts = {name: part.freeze() for name, part in self._parts.items()}
+        return lambda: {name: part() for name, part in parts.items()}
+
+    def load(self, dump: Dump) -> None:
+        for name, part in self._parts.items():
+            part.load(dump[name])
+        self._relink()
+
+    def _relink(self) -> None:
+        """Make anew what is not stored."""
+        raise NotImplementedError
+
+
+class WindowState(KeptWindows):
+    """Tumbling or hopping windows of one partition."""
+
+    LINKS = kernels.LINKS
+    COUNTERS = 0  # words of the clock besides
+
+    def __init__(self, name: str, spec: WindowSpec) -> None:
+        super().__init__(name, spec, spec.over_ns, self.LINKS, self.COUNTERS)
+        self._spec: WindowSpec = spec
+        self._every = np.array(spec.every_ns, np.int64)
+        self._each = int((-(-self._over // self._every)).sum())  # windows of an event
+        lives = (self._over + spec.delay_ns + spec.late_ns) // self._every + 2
+        self._slots = np.array([1 << int(life - 1).bit_length() for life in lives], np.int64)
+        self._ring_at = np.cumsum(self._slots) - self._slots
+        self._rings = np.zeros(int(self._slots.sum()), np.int64)
+        self._values = WindowValues(name, self._layout, self._key_words + 2)
+        if len(self._layout.sets):
+            self._parts["values"] = self._values.table
 
     def add(self, batch: Batch) -> Changes:
         """Apply the events of a batch in order; what became of the windows.
@@ -187,52 +294,6 @@ class WindowState:
         final, new = order < finals, out_new[order]
         return self._changes(out[order], out_event[order], final, new, clock[3:].copy())
 
-    def _ordered(self, finals: np.ndarray, event: np.ndarray, made: int) -> np.ndarray:
-        """Final rows by event, width, end and key; then those that are open."""
-        keys = [finals[:, word] for word in range(self._at - 3, 0, -1)]
-        start, width = finals[:, self._at - 2], finals[:, self._at - 1]
-        return np.concatenate(
-            [np.lexsort((*keys, start, width, event)), np.arange(len(event), made)]
-        )
-
-    def _changes(
-        self,
-        rows: np.ndarray,
-        event: np.ndarray,
-        final: np.ndarray,
-        new: np.ndarray,
-        dropped: np.ndarray,
-    ) -> Changes:
-        at = self._at
-        columns = {self._spec.by: self._spec.key.read(rows[:, 1:], 0).astype(self._spec.key.dtype)}
-        columns |= self._layout.read(rows, at)
-        return Changes(
-            event,
-            rows[:, at - 2].copy(),
-            self._over[rows[:, at - 1]],
-            (rows[:, at + CORRECTIONS] + 1).astype(np.int32),
-            final,
-            new,
-            dropped,
-            self._spec.by,
-            columns,
-        )
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """The content for people: a row a window that is kept. Copies."""
-        rows = self._rows.dump()
-        clock = self._clock.dump()
-        greatest = int(clock[0, 2]) if len(clock) else 0
-        final = rows[:, self._at - 2] + self._over[rows[:, self._at - 1]]
-        final = final <= greatest - self._spec.delay_ns
-        zeros = np.zeros(len(rows), np.int64)
-        found = self._changes(rows, zeros, final, zeros > 0, clock[:, 3:].ravel())
-        own = {"start": found.start, "width": found.width, "version": found.version}
-        return {self._spec.by: found.key, **own, "final": final, **found.columns}
-
-    def digests(self) -> list[np.ndarray]:
-        return [part.digest for part in self._parts.values()]
-
     def begin(self, events: int) -> None:
         pairs = max(events, 1) * self._each
         self._rows.begin(-(-pairs // LIMITS.state_keys_per_event_max))
@@ -240,32 +301,10 @@ class WindowState:
         if len(self._layout.sets):
             self._values.begin(pairs)
 
-    def seal(self) -> None:
-        for part in self._parts.values():
-            part.seal()
-
-    def forget(self) -> None:
-        for part in self._parts.values():
-            part.forget()
-
-    def rollback(self) -> None:
-        for part in self._parts.values():
-            part.rollback()
-        self._relink()
-
-    def dump(self) -> Dump:
-        return {name: part.dump() for name, part in self._parts.items()}
-
-    def freeze(self) -> Callable[[], Dump]:
-        parts = {name: part.freeze() for name, part in self._parts.items()}
-        return lambda: {name: part() for name, part in parts.items()}
-
     def load(self, dump: Dump) -> None:
-        for name, part in self._parts.items():
-            part.load(dump[name])
+        super().load(dump)
         if len(self._layout.sets):
             self._values.relink(self._rows, self._link)
-        self._relink()
 
     @property
     def _link(self) -> int:

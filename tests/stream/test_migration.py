@@ -27,6 +27,7 @@ from ledgerstream.stream.migration import differences, migrated, moves, stored_s
 from ledgerstream.stream.processor import Keyed, Processor, Sliding, State, Topic
 from ledgerstream.stream.replay import Past
 from ledgerstream.stream.reports import ReportKind, Reports
+from ledgerstream.stream.sessions import Session
 from ledgerstream.stream.snapshot import declared, layout_of
 from ledgerstream.stream.state import Declaration, Spec
 from ledgerstream.stream.tables import Rows, Table
@@ -260,6 +261,25 @@ BARS = {"over": "1min", "low": Count(), "high": Max("amount")}
             )),
             [f"Balances.bars: column {name!r} is declared with another aggregate than is stored."
              for name in "nmts"],
+        ),
+        (
+            resolved(bars=Session(by="country", gap="1min", n=Count())),
+            resolved(bars=Session(
+                by="account", gap="2min", delay="1s", late="3s", on_late="drop", n=Sum("amount")
+            )),
+            [
+                "Balances.bars is declared by 'account', and stored by 'country' (Text[2]).",
+                "Balances.bars: 'gap' is declared as 2m, and stored as 1m.",
+                "Balances.bars: 'delay' is declared as 1s, and stored as 0d.",
+                "Balances.bars: 'late' is declared as 0d, and stored as 1m.",
+                "Balances.bars: 'on_late' is declared as 'drop', and stored as 'correct'.",
+                "Balances.bars: column 'n' is declared with another aggregate than is stored.",
+            ],
+        ),
+        (
+            resolved(bars=Session(by="country", gap="1min", n=Count())),
+            resolved(bars=Tumbling(by="country", over="1min", n=Count())),
+            ["Balances.bars is declared as Tumbling or Hopping, and stored as Session."],
         ),
         (
             resolved(bars=Tumbling(by="country", **BARS)),
