@@ -25,6 +25,7 @@ from bench import (
     quix,
     runtime,
     transactions,
+    windows,
 )
 from bench.rows import ROWS, Row
 from tests.peers import kafka
@@ -39,6 +40,7 @@ MODULES = (
     runtime,
     on_event,
     bars,
+    windows,
     transactions,
     groups,
 )  # importing them registers their rows

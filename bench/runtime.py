@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 
+from bench.drive import drive
 from bench.pipeline import OWN, RESULTS
 from bench.rows import PAIRS, Row, row
 from bench.sides import directory
@@ -23,8 +24,7 @@ from bench.states import Balances, Posting, postings
 from ledgerstream.broker.embedded import Broker
 from ledgerstream.client import Client
 from ledgerstream.stream import snapshotter
-from ledgerstream.stream.batch import Batch
-from ledgerstream.stream.machine import Input, Machine, Piece
+from ledgerstream.stream.machine import Machine, Piece
 from ledgerstream.stream.postgres import EmbeddedPostgres
 from ledgerstream.stream.processor import Processor
 from ledgerstream.stream.sink import Sink
@@ -32,7 +32,6 @@ from ledgerstream.stream.worker import Progress, Worker
 from processors.fraud import Fraud
 from processors.payments import Payment, Simulation
 
-CHUNK = 65_536  # events a call of `process`, about what a fetch brings
 MILLION = 1_000_000
 
 
@@ -43,7 +42,7 @@ def kernels() -> Iterator[Row]:
     rates = []
     for turn in range(PAIRS + 1):
         machine = Machine(Fraud(), 0, 1)
-        took = _drive(machine, payments, outputs=False)
+        took = drive(machine, payments, outputs=False)
         if turn:
             rates.append(len(payments) / took)
     yield Row("kernels", "features and rules of payments, state and undo included, one core",
@@ -58,28 +57,16 @@ def state_growth() -> Iterator[Row]:
     machines = {}
     for keys in costs:
         machines[keys] = Machine(Balances(), 0, 1)
-        _drive(machines[keys], postings(keys, keys, every=True), outputs=False)
+        drive(machines[keys], postings(keys, keys, every=True), outputs=False)
     for turn in range(PAIRS + 1):
         for keys, found in costs.items():
             events = postings(2 * MILLION, keys, seed=turn)
-            took = _drive(machines[keys], events, outputs=True)
+            took = drive(machines[keys], events, outputs=True)
             if turn:
                 found.append(took / len(events) * 1e9)
     few, many = (statistics.median(found) for found in costs.values())
     yield Row("state_growth", "cost of an event at 5 M keys ÷ at 5,000 keys", "ns", many, few,
               "ours at 5,000 keys", "lower", 3, 1.5)  # fmt: skip
-
-
-def _drive(machine: Machine, events: np.ndarray, *, outputs: bool) -> float:
-    """Seconds for the events, in chunks that are committed at once."""
-    began = time.perf_counter()
-    for first in range(0, len(events), CHUNK):
-        part = events[first : first + CHUNK]
-        start = machine.position
-        batch = Batch(machine.source, part, np.arange(start, start + len(part)))
-        machine.step(Input(0, start, start + len(part), batch), outputs=outputs)
-        machine.forget()
-    return time.perf_counter() - began
 
 
 class Running:

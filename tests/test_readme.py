@@ -28,7 +28,8 @@ def test_the_python_runs_and_says_what_it_says(tmp_path: Path) -> None:
     script = tmp_path / "readme.py"
     checks = (
         "\nassert alerts[['payment_id', 'spent']].values.tolist() == [[2, 1_100_000]], alerts"
-        "\nassert len(events) == 3, events\n"
+        "\nassert len(events) == 3, events"
+        "\nassert visits['payments'].tolist() == [1, 1, 1], visits\n"
     )
     script.write_text("\n".join(blocks("python")) + checks)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

@@ -22,7 +22,6 @@ from ledgerstream.stream.sketch import merge_sketch
 from ledgerstream.stream.windowkernels import add
 from ledgerstream.stream.windowplan import (
     CORRECTIONS,
-    COUNT,
     EVENTS,
     EWM,
     FIRST,
@@ -289,7 +288,7 @@ def merge(rows: I64, r: int, x: int, at: int, plan: I64) -> bool:
     for a in range(len(plan)):
         op = plan[a, OP]
         place = at + plan[a, PLACE]
-        if op in (COUNT, FIRST):
+        if op == FIRST:
             continue
         if op == LAST:
             rows[r, place] = rows[x, place]

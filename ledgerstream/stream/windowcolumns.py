@@ -115,9 +115,9 @@ def top_names(name: str, size: int) -> list[str]:
 class Layout:
     """Where declared columns lie, and what kernels are told of them.
 
-    plan:   int64[columns, PLAN_WORDS].
+    plan:   int64[columns, PLAN_WORDS], of those that each event is added to.
+    sets:   the same, of those whose values are kept.
     words:  of a row, from `AGGREGATES` on, that the columns take.
-    sets:   int64[]: the columns whose values are kept.
     """
 
     def __init__(self, columns: tuple[WindowColumn, ...]) -> None:
@@ -139,8 +139,11 @@ class Layout:
                 kept.limit,
             ])  # fmt: skip
             self.words += column.words
-        self.plan = np.array(rows, np.int64).reshape(-1, plan.PLAN_WORDS)
-        self.sets = np.flatnonzero([column.keeps_values for column in columns]).astype(np.int64)
+        every = np.array(rows, np.int64).reshape(-1, plan.PLAN_WORDS)
+        ops = every[:, plan.OP]
+        self.plan = every[(ops != plan.COUNT) & (ops < plan.KEEPS_VALUES)]
+        self.sets = every[ops >= plan.KEEPS_VALUES]
+        self._places = every[:, plan.PLACE]
 
     def values(self, batch: Batch) -> np.ndarray:
         """int64[words, n]: what the columns need of the events. Raises BadEvents for a number that
@@ -165,7 +168,7 @@ class Layout:
     def read(self, rows: np.ndarray, at: int) -> dict[str, np.ndarray]:
         """Result columns of windows' rows; `at`: the first word after the key."""
         found: dict[str, np.ndarray] = {}
-        for column, place in zip(self.columns, self.plan[:, plan.PLACE], strict=True):
+        for column, place in zip(self.columns, self._places, strict=True):
             found |= _read(rows, column, at, at + int(place))
         return found
 

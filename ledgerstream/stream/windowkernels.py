@@ -23,12 +23,10 @@ from ledgerstream.stream.valuekernels import take_value
 from ledgerstream.stream.windowplan import (
     COLUMN,
     CORRECTIONS,
-    COUNT,
     EVENTS,
     EWM,
     FIRST,
     FIRST_TIME,
-    KEEPS_VALUES,
     LAST,
     LAST_TIME,
     MAX,
@@ -132,7 +130,8 @@ def accumulate(
 ) -> tuple[int, int, int, int, int, int]:
     """Apply events in order to the rows that `assign` found; `at`: the first word after the key.
 
-    sets: the columns that keep values, and member[pairs · sets] the row of each in `members`.
+    sets: the plan of the columns that keep values; member[pairs · sets]: the row of each value in
+    `members`.
 
     Rows that become final, and each late one's new version, are copied to out[:finals] with their
     event; windows that are open at the end and were touched follow in out[finals:rows]. out_new:
@@ -180,7 +179,7 @@ def accumulate(
                 return finals, finals, gone, greatest, OVERFLOW, i
             for s in range(len(sets)):
                 status = take_value(
-                    rows, r, at, content + VALUES, plan, sets[s], values, i, members,
+                    rows, r, at, content + VALUES, sets, s, values, i, members,
                     member[pair * len(sets) + s], value_at,
                 )  # fmt: skip
                 if status != OK:
@@ -294,16 +293,9 @@ def add(
         rows[r, at + LAST_TIME] = time
     for a in range(len(plan)):
         op = plan[a, OP]
-        if op == COUNT or op >= KEEPS_VALUES:
-            continue
         place = at + plan[a, PLACE]
         value = values[plan[a, COLUMN], event]
-        if op == EWM:
-            if not add_decayed(rows, r, place, float_of(value), time, newest, plan[a, SIZE], fresh):
-                return False
-        elif op == SKETCH:
-            sketch_value(rows, r, place, values, plan[a, COLUMN], plan[a, WORDS], event)
-        elif op == FIRST:
+        if op == FIRST:
             if first:
                 rows[r, place] = value
         elif op == LAST:
@@ -320,6 +312,11 @@ def add(
             if overflows(rows[r, place], value, total):
                 return False
             rows[r, place] = total
+        elif op == EWM:
+            if not add_decayed(rows, r, place, float_of(value), time, newest, plan[a, SIZE], fresh):
+                return False
+        elif op == SKETCH:
+            sketch_value(rows, r, place, values, plan[a, COLUMN], plan[a, WORDS], event)
         else:
             weight = 1
             if op == WEIGHTED:

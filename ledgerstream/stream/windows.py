@@ -21,6 +21,8 @@ watermark reaches its end; at that event its result is version 1, and final. A l
 window that is final, makes another version at once, as long as the watermark is less than `late`
 past the end; after that, or with on_late="drop", it is counted as dropped. What an event does
 depends on the events before it alone, never on batches.
+
+Windows that follow the events of a key instead of the clock are in `sessions`.
 """
 
 from __future__ import annotations
@@ -290,8 +292,8 @@ class WindowTable(Table):
     """Base of tables of windows: a row a version of each window, by start, width, version and key.
 
     The key's column is declared with `mapped_column(primary_key=True)`, the others as they are
-    called in the declaration of the windows. While a window is open its row, version 1 and not
-    final, is replaced in place. The primary key begins with the time, so that rows go to its end,
+    called in the declaration of the windows. While a window is open its row, which is not final,
+    is replaced in place. The primary key begins with the time, so that rows go to its end,
     which makes Postgres twice as quick at them; to ask by key, declare an Index besides.
     """
 

@@ -23,8 +23,7 @@ class WindowValues:
     def __init__(self, name: str, layout: Layout, key_words: int) -> None:
         self._layout = layout
         self._window_words = key_words
-        columns = [layout.columns[at] for at in layout.sets]
-        value_words = max((column.value_words for column in columns), default=0)
+        value_words = int(layout.sets[:, plan.WORDS].max(initial=0))
         self.value_at = 1 + key_words + 1
         self._key_words = key_words + 1 + value_words
         content = 1 + self._key_words + 1
@@ -41,16 +40,15 @@ class WindowValues:
             return np.empty(0, np.int64)
         keys = np.zeros((len(events), len(sets), self._key_words), np.int64)
         keys[:, :, : self._window_words] = windows[:, None, :]
-        keys[:, :, self._window_words] = sets
-        for at, column in enumerate(sets):
-            first, words = self._layout.plan[column, [plan.COLUMN, plan.WORDS]]
+        keys[:, :, self._window_words] = np.arange(len(sets))
+        for at, (first, words) in enumerate(sets[:, [plan.COLUMN, plan.WORDS]]):
             into = self._window_words + 1
             keys[:, at, into : into + words] = values[first : first + words, events].T
         return self.table.resolve(keys.reshape(-1, self._key_words))
 
     def remove_of(self, windows: np.ndarray, rows: np.ndarray, at: int, link: int) -> None:
         """Windows, by their rows, are gone: their values go."""
-        places = at + self._layout.plan[self._layout.sets, plan.PLACE]
+        places = at + self._layout.sets[:, plan.PLACE]
         which = np.empty(int(rows[np.ix_(windows, places)].sum()), np.int64)
         kernels.listed(windows, rows, link, self.table.rows, self.table.content, which)
         self.table.remove(which)
