@@ -158,6 +158,27 @@ def test_what_would_steer_a_terminal_is_shown_as_base64() -> None:
     assert show.text(b"\xff") == "base64:/w=="
 
 
+def test_sessions_and_totals_of_values_are_shown_as_people_write_them() -> None:
+    from ledgerstream import Distinct, Ewm, Processor, Session, Sum, Topic, TopK, Tumbling
+    from processors.payments import Payment
+
+    class Habits(Processor):
+        source = Topic("payments", Payment, key="customer")
+        visits = Session(
+            by="customer", gap="1h", spent=Sum("amount"), n=Ewm("amount", halflife="1h")
+        )
+        days = Tumbling(
+            by="customer", over="1d", n=Distinct("amount"),
+            top=TopK("terminal", k=2, by=Sum("amount")),
+        )  # fmt: skip
+
+        def process(self, batch: object, state: object) -> None: ...
+
+    common = {"start": "time", "newest": "time", "width": "duration"}
+    assert show.state_kinds(Habits, "visits") == common | {"end": "time", "spent": "EUR"}
+    assert show.state_kinds(Habits, "days") == common | {"top_1_total": "EUR", "top_2_total": "EUR"}
+
+
 def test_prices_money_and_times_are_shown_as_people_write_them() -> None:
     from processors.fraud import Fraud, FraudAlert
     from processors.market import Bar, MarketData

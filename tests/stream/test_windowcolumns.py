@@ -3,9 +3,12 @@ Python, and against pandas."""
 
 from __future__ import annotations
 
+import dataclasses
+import uuid
 from collections import Counter
 from typing import Any
 
+import asyncpg
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,12 +36,18 @@ from ledgerstream import (
     WindowTable,
 )  # fmt: skip
 from ledgerstream.errors import ConfigError
-from ledgerstream.stream import keyed
+from ledgerstream.limits import LIMITS
+from ledgerstream.stream import keyed, streaming
+from ledgerstream.stream import verify as verify_module
 from ledgerstream.stream.batch import Batch
 from ledgerstream.stream.decay import decay
 from ledgerstream.stream.sketch import STANDARD_ERROR
 from ledgerstream.stream.state import BadEvents
+from ledgerstream.stream.verify import verify
+from ledgerstream.stream.worker import Worker
 from ledgerstream.testing import assert_splits_do_not_matter, drive
+from tests.stream.cutter import Cutter
+from tests.stream.memorylog import MemoryLog
 from tests.stream.windowruns import Seen, apply, assert_same, run
 
 DELAY, LATE, HALF = 4, 15, 6
@@ -185,6 +194,16 @@ def test_each_version_is_what_the_definition_says(rows: np.ndarray, where: list[
 def test_splits_rollbacks_and_restores_change_no_bit(
     rows: np.ndarray, where: list[int], acts: list[int]
 ) -> None:
+    assert_same(seen_of(rows, []), seen_of(rows, where, iter(acts)))
+
+
+@pytest.mark.torture
+@settings(thorough, max_examples=3_000)
+@given(visits(), cuts, chaos)
+def test_each_version_is_what_the_definition_says_again(
+    rows: np.ndarray, where: list[int], acts: list[int]
+) -> None:
+    test_each_version_is_what_the_definition_says.hypothesis.inner_test(rows, where)  # type: ignore[attr-defined]
     assert_same(seen_of(rows, []), seen_of(rows, where, iter(acts)))
 
 
@@ -377,6 +396,38 @@ def test_a_processor_of_them_does_not_depend_on_batches_and_crashes() -> None:
     assert 0 < len(driven.dead) < 500
     assert driven.tables[VisitBar]["places"].max() == 6
 
+
+async def test_columns_in_postgres_are_verified_after_a_cut_and_dead_letters(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = dataclasses.replace(LIMITS, step_rows_max=300)
+    for module in (streaming, verify_module):
+        monkeypatch.setattr(module, "LIMITS", limits)
+    rows = many(3_000)
+    rows["at"] += np.random.default_rng(1).integers(-90, 1, len(rows)) * 10**9
+    log = MemoryLog(SOURCE, uuid.UUID(int=12))
+    log.write(rows[:1_000])
+    await Worker(Visits, log, database, until="end").run()
+    log.write(rows[1_000:])
+    async with Cutter(database, "after", at=3) as cutter:
+        await Worker(Visits, log, cutter.url, until="end").run()
+        assert cutter.cuts == 1
+    await verify(Visits, log, database, splits=3)
+    driven = drive(Visits, rows)
+    connection = await asyncpg.connect(database)
+    found = await connection.fetch(f"SELECT {', '.join(COLUMNS)} FROM visit_bar WHERE final")
+    dead = await connection.fetch('SELECT "offset" FROM ls_dead_letters ORDER BY 1')
+    await connection.close()
+    assert [each[0] for each in dead] == driven.dead["offset"].tolist() != []
+    wanted = driven.columns[VisitBar]
+    final = zip(*(wanted[name][wanted["final"]].tolist() for name in COLUMNS), strict=True)
+    assert sorted(map(tuple, found)) == sorted(
+        tuple(each.decode() if isinstance(each, bytes) else each for each in row) for row in final
+    )
+
+
+COLUMNS = ("start", "version", "who", *(name for name in VisitBar.result_columns()
+           if name not in ("start", "width", "version", "final", "who")))  # fmt: skip
 
 REPORTS = Reports(id="place", of="amount", kind="kind")
 
