@@ -22,7 +22,10 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real peers start late, so that quick failures come first."""
+    """Real peers start late, so that quick failures come first; the long proofs have their time."""
+    for item in items:
+        if item.get_closest_marker("torture") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3_600))
     peers = {"apache_kafka", "secured_kafka"}
     items.sort(key=lambda item: bool(peers & set(getattr(item, "fixturenames", ()))))
 

@@ -65,7 +65,10 @@ def turn(dial: Dial) -> None:
 if __name__ == "__main__":
     turn(Dial(Path(sys.argv[1])))
     limits.LIMITS = replace(
-        limits.LIMITS, consumer_session_ms=SESSION_MS, consumer_heartbeat_ms=HEARTBEAT_MS
+        limits.LIMITS,
+        consumer_session_ms=SESSION_MS,
+        consumer_session_ms_min=SESSION_MS,
+        consumer_heartbeat_ms=HEARTBEAT_MS,
     )
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
