@@ -330,7 +330,7 @@ def test_a_damaged_partition_is_compacted_again_when_the_damage_is_gone(
         partition.config = replace(COMPACT, **policy)
         for _ in range(2):
             running.store.trims._check_at_ms = 0
-            running.store.trims.tick([partition], NOW)
+            running.store.trims.tick([partition], NOW, NOW)
             running.drain()
         assert partition.log_start_offset >= damaged.end
     elif by == "delete records":
