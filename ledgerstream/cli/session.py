@@ -178,7 +178,8 @@ async def ensure_topic(client: Client, topic: str, partitions: int) -> None:
     except KafkaError as error:
         if error.name != UNKNOWN_TOPIC:
             raise
-        await client.create_topic(topic, partitions=partitions, config={})
+        # Apache Kafka would forget a past that is older than a week
+        await client.create_topic(topic, partitions=partitions, config={"retention.ms": "-1"})
 
 
 async def fill(

@@ -39,7 +39,7 @@ def directory() -> Iterator[Path]:
 def postmaster(directory: Path) -> int | None:
     try:
         return int((directory / "postgres/data/postmaster.pid").read_text().split()[0])
-    except FileNotFoundError:
+    except (FileNotFoundError, IndexError):  # not there, or not written yet
         return None
 
 
