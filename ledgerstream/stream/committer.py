@@ -14,6 +14,7 @@ from ledgerstream.stream.outputs import joined_sends
 from ledgerstream.stream.partitions import Partitions
 from ledgerstream.stream.retries import pauses, retried
 from ledgerstream.stream.sink import NO_OFFSETS, Claim, Sink, Source
+from ledgerstream.stream.slots import keep_slot
 from ledgerstream.stream.witness import (
     Abort,
     Effect,
@@ -144,7 +145,8 @@ class Committer:
             self.owners.add(self.sink.owner)
             try:
                 if self.outbox is not None:
-                    await self.sink.keep_slot(self.outbox.slot)
+                    sink, slot = self.sink, self.outbox.slot
+                    await keep_slot(sink.connection, sink.processor, slot, sink.owner)
                 return await self.sink.claim(self.source, held, {}, self.owners)
             except BaseException:
                 self.sink.abandon()

@@ -23,6 +23,7 @@ from ledgerstream.errors import ConfigError, DeliveryTimeout, KafkaError, Ledger
 from ledgerstream.limits import LIMITS
 from ledgerstream.stream.faults import Reload
 from ledgerstream.stream.outputs import Sends
+from ledgerstream.stream.slots import take_slot
 from ledgerstream.stream.witness import Offsets, TxnIdentity
 from ledgerstream.wire.columns import RowCodec
 
@@ -81,7 +82,8 @@ class Outbox:
                     f"{processor.name} emits to topic {output.name!r}, which is not there.",
                     f"Make it: ledgerstream topic create {output.name} --partitions …",
                 ) from error
-        return cls(client, processor, topic, await sink.take_slot())
+        slot = await take_slot(sink.connection, processor.name, sink.owner)
+        return cls(client, processor, topic, slot)
 
     # -- recovery
 

@@ -129,24 +129,6 @@ SELECT $1, d.partition, d.o, $2, $3, d.t, d.key, d.payload, d.error
     AS d(partition, o, t, key, payload, error)
 ON CONFLICT DO NOTHING"""
 
-# The lowest slot whose holder's connection is gone, or one more than there are.
-_TAKE_SLOT = """
-WITH me AS (
-    SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
-), free AS (
-    SELECT slot FROM ls_slots s WHERE processor = $1 AND NOT EXISTS (
-        SELECT FROM pg_stat_activity a WHERE a.pid = s.pid AND a.backend_start = s.backend_start)
-     ORDER BY slot LIMIT 1
-)
-INSERT INTO ls_slots (processor, slot, holder, pid, backend_start)
-SELECT $1, coalesce((SELECT slot FROM free),
-                    (SELECT coalesce(max(slot) + 1, 0) FROM ls_slots WHERE processor = $1)),
-       $2, me.pid, me.backend_start FROM me
-ON CONFLICT (processor, slot) DO UPDATE
-   SET holder = EXCLUDED.holder, pid = EXCLUDED.pid, backend_start = EXCLUDED.backend_start,
-       taken_at = now()
-RETURNING slot"""
-
 # Rows of the audit below the newest ones become one row that covers their range.
 _MERGE_AUDIT = """
 WITH gone AS (
@@ -272,38 +254,6 @@ class Sink:
                 except BaseException as error:
                     raise classified(error) from error
                 self._tables.add(table)
-
-    async def take_slot(self) -> int:
-        """A number that no other living worker of this processor has: see `Outbox`."""
-        try:
-            async with self.connection.transaction():
-                await self.connection.execute("LOCK ls_slots IN SHARE ROW EXCLUSIVE MODE")
-                slot: int = await self.connection.fetchval(_TAKE_SLOT, self.processor, self.owner)
-        except BaseException as error:
-            raise classified(error) from error
-        return slot
-
-    async def keep_slot(self, slot: int) -> None:
-        """After a new connection: it is this one whose end frees the slot."""
-        try:
-            await self.connection.execute(
-                """UPDATE ls_slots s SET holder = $3, pid = a.pid, backend_start = a.backend_start
-                     FROM pg_stat_activity a
-                    WHERE a.pid = pg_backend_pid() AND s.processor = $1 AND s.slot = $2""",
-                self.processor, slot, self.owner,
-            )  # fmt: skip
-        except BaseException as error:
-            raise classified(error) from error
-
-    async def slots(self) -> list[int]:
-        """All that this processor's workers have ever had."""
-        try:
-            rows = await self.connection.fetch(
-                "SELECT slot FROM ls_slots WHERE processor = $1 ORDER BY slot", self.processor
-            )
-        except BaseException as error:
-            raise classified(error) from error
-        return [row["slot"] for row in rows]
 
     async def commit(
         self,

@@ -24,6 +24,7 @@ from ledgerstream.stream.processor import Processor, Topic
 from ledgerstream.stream.restore import Restorer
 from ledgerstream.stream.retries import awaited, pauses, retried
 from ledgerstream.stream.sink import Claim, Sink, Source
+from ledgerstream.stream.slots import slots_of
 from ledgerstream.stream.snapshots import Snapshots
 from ledgerstream.stream.snapshotter import Snapshotter
 from ledgerstream.stream.source import EARLIEST, LATEST, Decoder, Log, lost_by_log
@@ -285,7 +286,7 @@ class Worker:
                 case ReadWitness():
                     return await outbox.read_witness(effect.partitions)
                 case Fence():
-                    await outbox.fence(await sink.slots())
+                    await outbox.fence(await slots_of(sink.connection, sink.processor))
                 case TakeIdentity():
                     await outbox.take_identity()
                 case Lost():

@@ -211,7 +211,7 @@ class Chaos:
     """Counts the calls of what touches the log or the database, and dies at one of them."""
 
     POINTS = [
-        (Sink, "claim"), (Sink, "take_slot"), (Sink, "commit"), (Outbox, "end_stored"),
+        (Sink, "claim"), (outbox, "take_slot"), (Sink, "commit"), (Outbox, "end_stored"),
         (Outbox, "read_witness"), (Outbox, "take_identity"), (Outbox, "send"), (Outbox, "commit"),
     ]  # fmt: skip
 
