@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ class Producer:
         self.codec = batches.CODECS.index(compression)
         self._gathering: dict[tuple[str, int], Gathering] = {}
         self._unsettled: set[asyncio.Future[int]] = set()
+        self._coming: set[asyncio.Future[None]] = set()  # sends that wait for a topic, or for room
         self._buffered = 0
         self._room = asyncio.Event()
         self._queues: dict[str, asyncio.Lock] = {}  # topic → who waits is not overtaken
@@ -101,16 +103,18 @@ class Producer:
         )
         if size > self.limits.frame_bytes_max // 2:
             raise ConfigError(f"A record of {size:,} bytes is too large to be sent.")
-        async with self._queues.setdefault(topic, asyncio.Lock()):
-            known = await self._topic(topic, began)
-            if partition is None:
-                partition = self._choose(known, record.key)
-            elif not 0 <= partition < known.partitions:
-                raise ConfigError(
-                    f"Topic {topic!r} has {known.partitions} partitions; there is no {partition}."
-                )
-            await self._wait_room(stint)
-            done = self._gather((topic, partition), record, size)
+        with self._coming_in(stint):
+            async with self._queues.setdefault(topic, asyncio.Lock()):
+                known = await self._topic(topic, began)
+                if partition is None:
+                    partition = self._choose(known, record.key)
+                elif not 0 <= partition < known.partitions:
+                    raise ConfigError(
+                        f"Topic {topic!r} has {known.partitions} partitions; there is no "
+                        f"{partition}."
+                    )
+                await self._wait_room(stint)
+                done = self._gather((topic, partition), record, size)
         return await done
 
     async def write(
@@ -135,39 +139,42 @@ class Producer:
 
         self._check_open()
         stint = self._stint
-        known = await self.cluster.topic(topic, create=True)
-        order: list[tuple[int | None, np.ndarray | None]] = [(None, None)]
-        if codec.key is not None:
-            order = [
-                (partition, None if len(places) == len(rows) else places)
-                for partition, places in partition_order(codec.hashes(rows), known.partitions)
-            ]
         dones: list[asyncio.Future[int]] = []
-        bytes_max = self.limits.producer_batch_bytes - HEADER_BYTES
-        row_bytes = codec.dtype.itemsize + 64
-        for partition, places in order:
-            mine = rows if places is None else rows[places]
-            own_stamps = stamps if places is None or stamps is None else stamps[places]
-            own_header = header if places is None or header is None else header[places]
-            at = 0
-            while at < len(mine):
-                await self._wait_room(stint)
-                now_ms = time.time_ns() // 1_000_000
-                some = slice(at, at + max(1, bytes_max // row_bytes))
-                part = mine[some]
-                times = codec.timestamps(part, now_ms) if own_stamps is None else own_stamps[some]
-                body = codec.encode(
-                    part, now_ms, times, None if own_header is None else own_header[some]
-                )
-                if len(body) > bytes_max and len(part) > 1:
-                    row_bytes = len(body) // len(part) * 9 // 8 + 1  # fewer rows to a batch
-                    continue
-                at += len(part)
-                chosen = self._choose(known, None) if partition is None else partition
-                lane = self._sender.lane(topic, chosen)
-                span = int(times[0]), int(times.max())
-                dones.append(self._enqueue(lane, body.data, len(part), *span))
-                await asyncio.sleep(0)  # the sender sends while the next batch is encoded
+        with self._coming_in(stint):
+            known = await self.cluster.topic(topic, create=True)
+            order: list[tuple[int | None, np.ndarray | None]] = [(None, None)]
+            if codec.key is not None:
+                order = [
+                    (partition, None if len(places) == len(rows) else places)
+                    for partition, places in partition_order(codec.hashes(rows), known.partitions)
+                ]
+            bytes_max = self.limits.producer_batch_bytes - HEADER_BYTES
+            row_bytes = codec.dtype.itemsize + 64
+            for partition, places in order:
+                mine = rows if places is None else rows[places]
+                own_stamps = stamps if places is None or stamps is None else stamps[places]
+                own_header = header if places is None or header is None else header[places]
+                at = 0
+                while at < len(mine):
+                    await self._wait_room(stint)
+                    now_ms = time.time_ns() // 1_000_000
+                    some = slice(at, at + max(1, bytes_max // row_bytes))
+                    part = mine[some]
+                    times = (
+                        codec.timestamps(part, now_ms) if own_stamps is None else own_stamps[some]
+                    )
+                    body = codec.encode(
+                        part, now_ms, times, None if own_header is None else own_header[some]
+                    )
+                    if len(body) > bytes_max and len(part) > 1:
+                        row_bytes = len(body) // len(part) * 9 // 8 + 1  # fewer rows to a batch
+                        continue
+                    at += len(part)
+                    chosen = self._choose(known, None) if partition is None else partition
+                    lane = self._sender.lane(topic, chosen)
+                    span = int(times[0]), int(times.max())
+                    dones.append(self._enqueue(lane, body.data, len(part), *span))
+                    await asyncio.sleep(0)  # the sender sends while the next batch is encoded
         if dones:
             await asyncio.wait(dones)  # which leaves them alone if this is cancelled
         for done in dones:
@@ -175,7 +182,13 @@ class Producer:
         return len(rows)
 
     async def flush(self) -> None:
-        """Return when everything sent so far is durable or has failed."""
+        """Return when everything sent so far is durable or has failed, awaited or not."""
+        if self._coming:
+            await asyncio.wait(set(self._coming))
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Return when all that is in batches is durable or has failed."""
         for place in list(self._gathering):
             self._close_batch(place)
         if self._unsettled:
@@ -183,6 +196,8 @@ class Producer:
 
     async def close(self, *, flush: bool = True) -> None:
         """Flush (or fail what is not acknowledged), then end. Nothing can be sent from now on."""
+        if flush and self._coming and not self._sender.ended:
+            await asyncio.wait(set(self._coming))
         self._closing = True
         self._room.set()
         try:
@@ -192,6 +207,22 @@ class Producer:
             await self._sender.close()
 
     # -- batches
+
+    @contextmanager
+    def _coming_in(self, stint: int) -> Iterator[None]:
+        """While records are on their way into batches. If they do not get there, their transaction
+        is not what its caller takes it for, who may not have waited for them."""
+        coming = asyncio.get_running_loop().create_future()
+        self._coming.add(coming)
+        try:
+            yield
+        except (LedgerStreamError, OSError, TimeoutError) as error:
+            if stint == self._stint:
+                self._failed(error, doubtful=False)
+            raise
+        finally:
+            self._coming.discard(coming)
+            coming.set_result(None)
 
     def _gather(self, place: tuple[str, int], record: NewRecord, size: int) -> asyncio.Future[int]:
         gathering = self._gathering.setdefault(place, Gathering())

@@ -213,7 +213,7 @@ class TransactionalProducer(Producer):
         sender = self._sender
         assert isinstance(sender, TxnSender)
         sender.give_up(error)
-        await self.flush()
+        await self._settle()
         await self._end_transaction(committed=False)
 
     async def prepare(self) -> Identity:

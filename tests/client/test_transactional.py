@@ -242,20 +242,47 @@ async def test_a_client_lets_go_of_what_is_closed(client: Client, topic: str) ->
     assert client._producers == [staying]
 
 
-async def test_a_send_that_was_not_awaited_is_not_in_the_next_transaction(
-    client: Client, topic: str
+async def test_a_send_that_was_not_awaited_is_in_its_transaction_or_in_none(
+    client: Client, topic: str, kind: str
 ) -> None:
+    """It has begun, and asks for the topic: a commit waits for it, an abort does not."""
+    await client.create_topic(topic, 1)
+    producer = await client.transactional(f"t-{topic}")
+    for committed in (True, False):
+        await producer.begin()
+        client.cluster.forget(topic)
+        late = asyncio.ensure_future(producer.send(topic, b"%d" % committed))
+        await asyncio.sleep(0)
+        if committed:
+            await producer.commit()
+            assert late.done()
+            continue
+        await producer.abort()
+        async with producer.transaction():
+            with pytest.raises(LedgerStreamError, match="has ended without it"):
+                await late
+            await producer.send(topic, b"next")
+    assert await values(client, topic) == [b"1", b"next"]
+
+
+async def test_a_send_that_fails_on_its_way_dooms_its_transaction(
+    client: Client, topic: str, kind: str
+) -> None:
+    """Though nobody has waited for it: its commit would lack what its caller has sent."""
     await client.create_topic(topic, 1)
     producer = await client.transactional(f"t-{topic}")
     await producer.begin()
-    client.cluster.forget(topic)
-    late = asyncio.ensure_future(producer.send(topic, b"late"))
-    await asyncio.sleep(0)  # it has begun, and asks for the topic
-    await producer.commit()
+    await producer.send(topic, b"never")
+    lost = asyncio.ensure_future(producer.send(topic, b"never", partition=7))
+    await asyncio.sleep(0)
+    with pytest.raises(TransactionError):
+        await producer.commit()
+    with pytest.raises(ConfigError):
+        await lost
+    await producer.abort()
     async with producer.transaction():
-        with pytest.raises(LedgerStreamError, match="has ended without it"):
-            await late
-    assert await values(client, topic) == []
+        await producer.send(topic, b"next")
+    assert await values(client, topic) == [b"next"]
 
 
 async def test_a_topic_that_is_not_there_is_told_of_soon(tmp_path: Path) -> None:
