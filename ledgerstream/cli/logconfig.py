@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic_settings import (
@@ -10,8 +12,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from ledgerstream.broker.settings import Settings
 from ledgerstream.client.properties import read_properties
 from ledgerstream.client.security import Security
+from ledgerstream.errors import ConfigError
 
 PREFIX = "LEDGERSTREAM_LOG_"
 
@@ -37,5 +41,14 @@ class LogSettings(BaseSettings, Security):
 
 
 def load(file: Path | str | None) -> LogSettings:
-    """Raises ConfigError."""
+    """Raises ConfigError, also for a variable that is none: it may be what kept others out."""
+    known = [PREFIX + name.upper() for name in LogSettings.model_fields]
+    others = [f"LEDGERSTREAM_{name.upper()}" for name in ("log_config", *Settings.model_fields)]
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in (*known, *others):
+            near = get_close_matches(name.upper(), known, n=1)
+            raise ConfigError(
+                f"{name} in the environment is no setting{f': is it {near[0]}?' if near else '.'}",
+                "Unset it, or write it right; `ledgerstream config` shows them all.",
+            )
     return LogSettings(**({} if file is None else read_properties(Path(file))))

@@ -42,7 +42,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
     SIGTERM ends it as Ctrl-C does: what it started is stopped.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _as_interrupt)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -54,6 +54,12 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
+
+
+def _as_interrupt(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 @asynccontextmanager

@@ -95,11 +95,17 @@ def fields(properties: Mapping[str, str]) -> dict[str, Any]:
                 f"{name} is not known here{f': is it {near[0]}?' if near else '.'}",
                 "Take it out, if all is well without it.",
             )
+        elif meant := get_close_matches(_dotted(name), [*_NAMES, *_READ], n=1, cutoff=0.85):
+            raise ConfigError(f"{name} is not known: is it {meant[0]}?", "Write it so.")
     for store in _STORES:
         where = store.replace("type", "location")
         if store not in properties and not properties.get(where, ".pem").endswith(".pem"):
             _check_store(store, "JKS")  # Java's default
     return found
+
+
+def _dotted(name: str) -> str:
+    return name.lower().replace("_", ".")
 
 
 def _check_store(name: str, kind: str) -> None:

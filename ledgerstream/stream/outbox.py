@@ -142,7 +142,8 @@ class Outbox:
     # -- steps
 
     async def send(self, sends: Mapping[Topic, Sends], witness: Offsets) -> TxnIdentity:
-        """All of it in a new transaction, flushed. Raises Reload where the log refuses."""
+        """All of it in a new transaction, flushed. Raises KafkaError where the log refuses it for
+        good, Reload where it may go better the next time."""
         producer = self._producer
         assert producer is not None
         try:
@@ -157,6 +158,10 @@ class Outbox:
             await producer.flush()
             producer.transaction_state.check("flush", Phase.OPEN)
         except (KafkaError, DeliveryTimeout, TransactionError, Fenced) as error:
+            fenced = producer.transaction_state.phase is Phase.OVER
+            if isinstance(error, KafkaError) and not error.retriable and not fenced:
+                await self.abort()
+                raise
             raise Reload(f"outputs were not sent: {error}") from error
         identity = producer.transaction_state.identity
         assert identity is not None

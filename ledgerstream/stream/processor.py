@@ -405,6 +405,11 @@ def _outputs(processor: type[Processor]) -> tuple[Topic, ...]:
     names = [topic.name for topic in given]
     if len(set(names)) < len(names):
         raise ConfigError(f"{processor.__name__}.outputs names a topic twice.")
+    internal = [name for name in names if name.startswith("__")]
+    if internal:
+        raise ConfigError(
+            f"{processor.__name__} emits to {internal[0]!r}, a topic of the broker's own."
+        )
     own = {topic.name for topic in processor.sources} & set(names)
     if own:
         raise ConfigError(

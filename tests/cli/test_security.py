@@ -118,3 +118,11 @@ def test_what_is_wrong_is_a_sentence(shell: Shell, home: Path) -> None:
     assert "'security_protocol' is wrong: Input should be 'PLAINTEXT', 'SSL'," in said
     said = shell("topic", "list", *config, code=2).stderr
     assert "--log does not say where" in said
+
+
+def test_a_variable_that_is_none_is_no_way_to_plain_text(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGERSTREAM_LOG_SECURITY_PROTCOL", "SSL")
+    done = shell("topic", "list", "--log", "127.0.0.1:1", code=2)
+    assert "is it LEDGERSTREAM_LOG_SECURITY_PROTOCOL?" in done.stderr

@@ -115,3 +115,15 @@ def test_a_file_that_is_none_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no name=value") as caught:
         read_properties(tmp_path / "other")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("security_protocol", "security.protocol"), ("secuirty.protocol", "security.protocol"),
+     ("Sasl.Password", "sasl.password")],
+)  # fmt: skip
+def test_a_name_that_is_nearly_one_is_no_name_of_something_else(name: str, right: str) -> None:
+    """Passed over, it would let everything go in plain text."""
+    with pytest.raises(ConfigError, match=rf"is it {right}\?"):
+        fields({name: "SSL"})
+    assert fields({"bootstrap.servers": "h:1", "acks": "all", "client.id": "x"}) == {}

@@ -441,6 +441,22 @@ async def test_a_witness_that_is_gone_stops_the_partition(setting: Setting) -> N
         await setting.worker().run()
 
 
+async def test_an_event_that_the_log_refuses_for_good_stops_its_partition(
+    setting: Setting,
+) -> None:
+    """Once, in words, and not again and again; what came before is committed."""
+    await setting.write(20)
+    await setting.worker().run()
+    await setting.client.alter_topic(setting.output.name, {"max.message.bytes": "20"})
+    await setting.write(20)
+    async with asyncio.timeout(60):
+        with pytest.raises(StoppedPartition, match=r"MESSAGE_TOO_LARGE|RECORD_LIST_TOO_LARGE"):
+            await setting.worker().run()
+    await setting.client.alter_topic(setting.output.name, {"max.message.bytes": None})
+    await setting.worker().run()
+    await setting.check()
+
+
 async def test_a_witness_is_written_anew_though_nothing_is_emitted(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
