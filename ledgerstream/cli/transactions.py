@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,21 @@ app = typer.Typer(
 )
 MINUTES = LIMITS.transaction_timeout_ms_max // 60_000
 
+
+class State(StrEnum):
+    """As brokers name them."""
+
+    EMPTY = "Empty"
+    ONGOING = "Ongoing"
+    PREPARE_COMMIT = "PrepareCommit"
+    PREPARE_ABORT = "PrepareAbort"
+    COMPLETE_COMMIT = "CompleteCommit"
+    COMPLETE_ABORT = "CompleteAbort"
+    DEAD = "Dead"
+    PREPARE_EPOCH_FENCE = "PrepareEpochFence"
+
+
+OPEN = (State.ONGOING, State.PREPARE_COMMIT, State.PREPARE_ABORT, State.PREPARE_EPOCH_FENCE)
 Id = Annotated[str, typer.Argument(metavar="ID", help="The transactional id.")]
 Older = Annotated[
     float,
@@ -32,8 +48,8 @@ Older = Annotated[
 @app.command(name="list")
 def list_(
     state: Annotated[
-        list[str] | None,
-        typer.Option(help="Only in this state: Empty, Ongoing, CompleteCommit, … Repeatable."),
+        list[State] | None,
+        typer.Option(case_sensitive=False, help="Only in this state. Repeatable."),
     ] = None,
     open_for: Annotated[
         float | None,
@@ -60,9 +76,12 @@ def list_(
         return [
             {"id": each.txn_id, "state": each.state, "producer_id": each.producer_id}
             for each in found
+            if open_for is None or each.state in OPEN  # Kafka takes what never began for old
         ]
 
-    show.table(run_async(rows()), as_json=as_json, empty="There are no transactional ids.")
+    asked = state or open_for is not None
+    empty = "No transactional id is so." if asked else "There are no transactional ids."
+    show.table(run_async(rows()), as_json=as_json, empty=empty)
 
 
 @app.command()

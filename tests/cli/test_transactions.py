@@ -34,6 +34,9 @@ def test_what_is_open_is_listed_described_and_aborted(shell: Shell, on_broker: s
         row = {"id": "cli-open", "state": "Ongoing", "producer_id": producer.pid}
         assert row in listed
         assert shell("transactions", "list", "--state", "Empty").stdout == ""
+        assert "cli-open" in shell("transactions", "list", "--state", "ongoing").stdout
+        refused = shell("transactions", "list", "--state", "Foo", code=2).stderr
+        assert "'Foo' is not one of" in refused
         assert "cli-open" not in shell("transactions", "list", "--open-for", "1").stdout
         (told,) = json.loads(shell("transactions", "describe", "cli-open", "--json").stdout)
         assert (told["partitions"], told["timeout_ms"]) == ("cli-open-0", 60_000)
