@@ -94,6 +94,7 @@ class Committer:
         """Until it has to be written anew, or the log would forget it; for ever without one."""
         while self.outbox is None or (left_s := self.outbox.carry_s) > 0:
             await asyncio.sleep(IDLE_S if self.outbox is None else left_s)
+        self.outbox.put_off()  # whatever becomes of it: there may be nothing to write just now
 
     async def carry_witness(self, *, anew: bool = False) -> None:
         """Where nothing is under way: bring the witness up to what is committed. `anew`: write it

@@ -193,6 +193,10 @@ class Outbox:
             return LIMITS.witness_age_ms_max / 1_000
         return self._carried_at + LIMITS.witness_age_ms_max / 1_000 - time.monotonic()
 
+    def put_off(self) -> None:
+        """It was asked for, and is due again after its whole time."""
+        self._carried_at = time.monotonic()
+
     async def close(self) -> None:
         """What is open is left: a successor, or its time limit, sees to it."""
         if self._producer is not None:

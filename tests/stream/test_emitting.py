@@ -28,6 +28,7 @@ from ledgerstream.limits import LIMITS
 from ledgerstream.money import EUR
 from ledgerstream.stream import outbox
 from ledgerstream.stream.batch import Batch
+from ledgerstream.stream.committer import Committer
 from ledgerstream.stream.outbox import Outbox, group_of, id_of
 from ledgerstream.stream.outputs import HEADER, Events
 from ledgerstream.stream.postgres import EmbeddedPostgres
@@ -484,6 +485,22 @@ async def test_a_witness_is_written_anew_though_nothing_is_emitted(
     await running
     assert await setting.outputs() == []
     await setting.check()
+
+
+async def test_a_witness_that_cannot_be_written_now_is_asked_for_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where rows are made again up to it: the stream would do nothing else otherwise."""
+    monkeypatch.setattr(outbox, "LIMITS", replace(LIMITS, witness_age_ms_max=300))
+    committer = Committer.__new__(Committer)
+    committer.outbox = Outbox(client, make("-idle"), "orders-idle", 0)
+    committer.outbox.witness = {0: 5}
+    await asyncio.wait_for(committer.wait_witness_due(), 30)
+    again = asyncio.create_task(committer.wait_witness_due())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not again.done()
+    await asyncio.wait_for(again, 30)
 
 
 async def test_what_was_emitted_is_verified(setting: Setting) -> None:
